@@ -1,0 +1,103 @@
+"""The front door: verbs, their dispatch to Hydra, exit codes, and how errors are shown."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from cifarbench import __version__
+from cifarbench.errors import CifarbenchError, ConfigError
+
+VERBS = {
+    "train": "train a model, keep its checkpoints, and score the test part once",
+    "eval": "score a run or a checkpoint again",
+    "data": "fetch, check or show the dataset: cifarbench data fetch|check|show",
+}
+HELP = f"""usage: cifarbench VERB [group=option] [key=value] …
+
+CIFAR-10 experiments with a sealed test set.
+
+verbs:
+{chr(10).join(f"  {verb:<7}{text}" for verb, text in VERBS.items())}
+
+first steps:
+  cifarbench train data=synthetic trainer=quick    no download, under two minutes
+  cifarbench train model=vgg optim=adamw           the real CIFAR-10
+  cifarbench train -m model=vgg,resnet seed=1,2    a sweep of four runs
+  cifarbench VERB --help                           every group, option and key
+
+options: --help, --version, --debug (show a traceback), -sc install=bash (completion)
+Hydra's own flags come after the verb: -m, --cfg job, --info, --config-dir, --hydra-help.
+"""
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code; a failure is one plain sentence on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("cifarbench: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            raise
+        return _report(error)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    verb, rest = arguments[0], arguments[1:]
+    if verb == "--version":
+        print(f"cifarbench {__version__}")
+        return 0
+    if verb in ("-sc", "--shell-completion"):
+        from cifarbench.commands.completion import complete
+
+        return complete(rest, VERBS)
+    if verb not in VERBS:
+        from cifarbench.config.keys import unknown
+
+        raise unknown("verb", verb, VERBS)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return _follow(verb)
+    from cifarbench.commands.hydra_app import run_verb
+
+    return run_verb(verb, rest)
+
+
+def _follow(verb: str) -> int:
+    """A further torchrun process: it takes its config from the first one, so Hydra runs only there."""
+    if verb != "train":
+        raise ConfigError(f"`{verb}` runs in one process; start it without torchrun.")
+    from cifarbench.commands.train import follow
+
+    return follow()
+
+
+def _report(error: Exception) -> int:
+    """Print the error as a sentence and return its exit code."""
+    sentence, code = _explain(error)
+    print(f"cifarbench: {sentence}", file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    if isinstance(error, CifarbenchError):
+        return str(error), error.exit_code
+    name = type(error).__name__
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "out of memory; take a smaller `trainer.batch_size`, or set `trainer.micro_batch`.", 5
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f"{error.filename or 'the disk'}: {error.strerror}; free space or choose another folder.", 5
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"a path is too long: {error.strerror}; choose a shorter one.", 2
+    where = "; add --debug for the traceback, and please report it."
+    return f"a bug: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}{where}", 1

@@ -1,0 +1,1 @@
+"""One file a verb, and Hydra behind them."""

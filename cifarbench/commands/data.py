@@ -1,0 +1,84 @@
+"""`cifarbench data fetch|check|show`: the dataset on disk, and what training sees of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cifarbench.config.load import load
+from cifarbench.config.schema import DataVerbConfig
+from cifarbench.errors import ConfigError, IntegrityError
+
+_ACTIONS = ("fetch", "check", "show")
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """Turn `cifarbench data show …` into `action=show …`."""
+    words = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
+    if not words:
+        if any(argument.startswith(("-", "action=")) for argument in arguments):
+            return arguments
+        raise ConfigError("`cifarbench data` needs what to do: fetch, check or show.")
+    index = arguments.index(words[0])
+    return [*arguments[:index], f"action={words[0]}", *arguments[index + 1 :]]
+
+
+def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
+    """Do the action and return the exit code."""
+    config = load(DataVerbConfig, values)
+    if config.action == "show":
+        return _show(config)
+    if config.data.name != "cifar10":
+        print("The synthetic images are drawn when they are needed; there is nothing to fetch or check.")
+        return 0
+    return _fetch(config) if config.action == "fetch" else _check(config)
+
+
+def _fetch(config: DataVerbConfig) -> int:
+    from cifarbench.data import cifar10
+
+    folder = cifar10.root_folder(config.data.root)
+    cifar10.ensure(folder, True, config.data.mirrors, print)
+    return _check(config)
+
+
+def _check(config: DataVerbConfig) -> int:
+    from cifarbench.data import cifar10
+
+    folder = cifar10.root_folder(config.data.root)
+    rows = cifar10.check(folder)
+    for name, state in rows:
+        print(f"  {state:<8}{folder / cifar10.FOLDER / name}")
+    wrong = [name for name, state in rows if state != "ok"]
+    if wrong:
+        raise IntegrityError(f"{len(wrong)} of {len(rows)} files are not as published; delete them, then `cifarbench data fetch`.")
+    print(f"All {len(rows)} files are as published.")
+    return 0
+
+
+def _show(config: DataVerbConfig) -> int:
+    """Draw labelled training images, ten classes in columns, before and after the augmentation."""
+    import torch
+
+    from cifarbench.data.augment import Augment
+    from cifarbench.data.load import load_images
+    from cifarbench.data.random import Draws
+    from cifarbench.data.split import channel_statistics, split
+    from cifarbench.reporting.figures import image_grid, save
+    from cifarbench.reporting.results import caption
+
+    data = load_images(config.data, print)
+    parts = split(data, config.split)
+    of_class = [(parts.train.targets == label).nonzero().flatten()[: config.rows] for label in range(10)]
+    chosen = torch.stack(of_class, dim=1).flatten()
+    images, titles = parts.train.images[chosen], [data.classes[label] for label in parts.train.targets[chosen].tolist()]
+    augment = Augment(config.augment, *channel_statistics(parts.train.images))
+    augmented = augment.view(images, Draws(config.seed, 0, parts.train.indices[chosen]))
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    note = caption(data.name, parts.name, parts.fingerprint)
+    for name, shown in (("samples", images), (f"samples-{config.augment.name}", augmented)):
+        figure = image_grid(shown.permute(0, 2, 3, 1).numpy(), titles, 10, f"{data.name}: {name}", note)
+        save(figure, out / f"{name}.png")
+        print(out / f"{name}.png")
+    return 0

@@ -1,0 +1,115 @@
+"""`cifarbench VERB --help`: every group with its options, every key with its sentence, unit and default."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import textwrap
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cifarbench.commands.hydra_app import compose, conf_dir
+from cifarbench.config.keys import Rule, rule_of
+from cifarbench.config.load import CHOICES, VERBS
+from cifarbench.errors import ConfigError
+
+_FLAGS = """flags:
+  -m, --multirun     run every combination of comma-separated values
+  --cfg job          show the composed config instead of running
+  --info [WHAT]      show how Hydra found and composed it
+  --config-dir DIR   add a folder of your own options
+  --hydra-help       Hydra's other flags
+  --debug            show a traceback on failure
+"""
+
+
+def show_help(verb: str, arguments: list[str]) -> int:
+    """Print the verb's help; overrides in `arguments` change which options count as chosen."""
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    composed = compose(verb, overrides)
+    width = min(shutil.get_terminal_size((100, 24)).columns, 110)
+    print(f"usage: cifarbench {verb} [group=option] [key=value] …\n\ngroups:")
+    for group in _groups(composed):
+        print(f"  {group}=")
+        for option, sentence in _options(group):
+            print(_wrapped(f"      {option:<18} ", sentence, width))
+    print("\nkeys (default):")
+    for path, rule, kind, default in _keys(VERBS[verb], composed):
+        value = f"{path}={_show(default)}"
+        print(_wrapped("      ", _sentence(rule, kind), width, f"  {value}"))
+    print(f"\n{_FLAGS}", end="")
+    return 0
+
+
+def _groups(composed: dict[str, Any]) -> list[str]:
+    folders = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+    globals_ = [name for name in folders if name in ("experiment", "debug") and "trainer" in composed]
+    return [name for name in folders if isinstance(composed.get(name), dict)] + globals_
+
+
+def _options(group: str) -> Iterator[tuple[str, str]]:
+    """Each option of a group with the comment that its file opens with."""
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        yield path.stem, next((line for line in comments if not line.startswith("@")), "")
+
+
+def _keys(cls: type, composed: dict[str, Any]) -> Iterator[tuple[str, Rule, Any, Any]]:
+    """(dotted key, rule, type, default) for the verb's own keys, then section by section, every choice of each."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in CHOICES:
+            for option, section in _choices(field.name):
+                yield from _section(field.name, section, option, f"[{option['name']}] ")
+        elif dataclasses.is_dataclass(hints[field.name]):
+            yield from _section(field.name, typing.cast(type, hints[field.name]), composed[field.name], "")
+        else:
+            yield field.name, rule_of(field), hints[field.name], composed[field.name]
+
+
+def _choices(group: str) -> Iterator[tuple[dict[str, Any], type]]:
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        values = _load(path)
+        if values.get("name") in CHOICES[group]:
+            yield values, CHOICES[group][values["name"]]
+
+
+def _load(path: Path) -> dict[str, Any]:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold keys with values.")
+    return values
+
+
+def _section(name: str, cls: type, values: dict[str, Any], label: str) -> Iterator[tuple[str, Rule, Any, Any]]:
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name != "name" or not label:
+            rule = rule_of(field)
+            shown = dataclasses.replace(rule, sentence=label + rule.sentence)
+            yield f"{name}.{field.name}", shown, hints[field.name], values.get(field.name)
+
+
+def _sentence(rule: Rule, kind: Any) -> str:
+    facts = [rule.unit, rule.range if kind is not bool else "true or false"]
+    extra = "; ".join(fact for fact in facts if fact)
+    return f"{rule.sentence}{f' ({extra})' if extra else ''}"
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(_show(item) for item in value) + "]"
+    return str(value)
+
+
+def _wrapped(indent: str, text: str, width: int, heading: str = "") -> str:
+    lines = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=" " * len(indent))
+    return f"{heading}\n{lines}" if heading else lines

@@ -1,0 +1,194 @@
+"""Hydra behind a verb: composition, our help, and its errors in our words."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cifarbench import runs
+from cifarbench.commands.plugins import load_plugins, plugins_in
+from cifarbench.config.keys import nearest, unknown
+from cifarbench.errors import ConfigError, Interrupted, SweepError
+
+_GLOBAL_GROUPS = ("experiment", "debug")
+
+
+def conf_dir() -> Path:
+    """The folder of YAML defaults: `conf/` beside the package in a checkout, inside the package in a wheel."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def run_verb(verb: str, arguments: list[str]) -> int:
+    """Run `cifarbench <verb> <arguments>` through Hydra and return the exit code.
+
+    Raises:
+        ConfigError: for anything that Hydra or OmegaConf refuses.
+    """
+    if any(argument.split("=")[0] == "--experimental-rerun" for argument in arguments):
+        raise ConfigError("--experimental-rerun would unpickle a file, which could run code; use trainer.resume=DIR.")
+    arguments = importlib.import_module(f"cifarbench.commands.{verb}").rewrite(arguments)
+    load_plugins(plugins_in(arguments))
+    if any(argument in ("--help", "-h") for argument in arguments):
+        from cifarbench.commands.help import show_help
+
+        return show_help(verb, [argument for argument in arguments if argument not in ("--help", "-h")])
+    return _hydra(verb, arguments)
+
+
+def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
+    """The verb's config as plain nested dicts, composed without running anything."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with _in_our_words(verb), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        values = OmegaConf.to_container(hydra_compose(verb, overrides), resolve=True)
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
+
+
+def _hydra(verb: str, arguments: list[str]) -> int:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+
+    runs.register_resolvers()
+    arguments = _name_what_differs(arguments)
+    codes: list[int] = []
+    failures: list[Exception] = []
+
+    def job(composed: DictConfig) -> None:
+        settings = HydraConfig.get()
+        sweeps = settings.mode == RunMode.MULTIRUN
+        directory = Path(settings.runtime.output_dir)
+        try:
+            with _in_our_words(verb):
+                values = OmegaConf.to_container(composed, resolve=True)
+            execute = importlib.import_module(f"cifarbench.commands.{verb}").run
+            codes.append(execute(values, directory, list(settings.overrides.task)))
+        except Exception as error:  # Hydra would print it as its own; it is raised again below
+            runs.remove_if_empty(directory)
+            if sweeps and isinstance(error, Interrupted):
+                raise
+            failures.append(error)
+            if sweeps:
+                print(f"cifarbench: {directory.name} failed: {error}", file=sys.stderr)
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
+    sys.argv = [f"cifarbench {verb}", *arguments]
+    with _in_our_words(verb):
+        hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
+    if failures and len(codes) + len(failures) > 1:
+        raise SweepError(f"{len(failures)} of {len(codes) + len(failures)} jobs failed; their messages are above.")
+    if failures:
+        raise failures[0]
+    return max(codes, default=0)
+
+
+def _name_what_differs(arguments: list[str]) -> list[str]:
+    """In a sweep, keep what all jobs share out of the names of their directories."""
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        typed = OverridesParser.create().parse_overrides([text for text in arguments if not text.startswith("-")])
+    except OverrideParseException:
+        return arguments  # Hydra will meet the same one and raise it where it is put into words
+    shared = [override.key_or_group for override in typed if not override.is_sweep_override()]
+    return [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"]
+
+
+class _in_our_words:  # noqa: N801 - a context manager, read as a phrase
+    """Turn Hydra's and OmegaConf's errors into a ConfigError that names key, rule and remedy."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, SystemExit) and error.code == 2:
+            return
+        module = type(error).__module__ if error else ""
+        if module.startswith(("hydra", "omegaconf", "antlr4", "yaml")) or isinstance(error, ValueError):
+            if isinstance(error, ValueError) and not module.startswith(("hydra", "omegaconf")):
+                if not _raised_by_hydra(error):
+                    return
+            raise _translate(self.verb, error) from error  # type: ignore[arg-type]
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    """Whether a plain ValueError came from Hydra's own code, e.g. two flags that exclude each other."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return bool(trace) and "hydra" in trace.tb_frame.f_globals.get("__name__", "")  # type: ignore[union-attr]
+
+
+def _translate(verb: str, error: Exception) -> ConfigError:
+    """The ConfigError for what Hydra or OmegaConf raised."""
+    text = str(error)
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if missing:
+        group = missing[1].removeprefix("hydra/")
+        return unknown(f"option for `{group}`:", missing[2], _options(missing[1]))
+    ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text)
+    if ambiguous:
+        values = f"`{ambiguous[1]}={ambiguous[2]}`"
+        return ConfigError(f"{values} names several values; add -m to run one after the other, or quote it as text.")
+    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Could not append to config.*?'([^']+)'", text)
+    if key:
+        return _unknown_key(verb, key[1])
+    override = getattr(error, "override", None)
+    if isinstance(override, str):
+        reason = text.splitlines()[0] if text else "unknown syntax"
+        return ConfigError(f'"{override}" cannot be read ({reason}); quote special characters, as in key=\'"a (b)"\'.')
+    first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
+    detail = re.search(r"full_key: (\S+)", text)
+    return ConfigError(f"{first.strip().rstrip('.')}{f' (key `{detail[1]}`)' if detail else ''}.")
+
+
+def _unknown_key(verb: str, name: str) -> ConfigError:
+    known = sorted(set(_keys(verb)) | set(_groups()))
+    section = name.split(".")[0]
+    same = [key for key in known if key.startswith(f"{section}.")] if "." in name else []
+    if section == "hydra":
+        return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')
+    valid = same or [key for key in known if "." not in key]
+    return ConfigError(f'unknown key "{name}".{nearest(name, same or known)} Valid: {", ".join(valid)}.')
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def _keys(verb: str) -> Iterator[str]:
+    """Every dotted key that the verb knows, whichever options are chosen."""
+    import dataclasses
+    import typing
+
+    from cifarbench.config.load import CHOICES, VERBS
+
+    for field in dataclasses.fields(VERBS[verb]):
+        hint = typing.get_type_hints(VERBS[verb])[field.name]
+        sections = CHOICES[field.name].values() if field.name in CHOICES else [hint]
+        for section in sections:
+            if dataclasses.is_dataclass(section):
+                yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(section))
+            else:
+                yield field.name

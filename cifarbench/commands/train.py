@@ -1,0 +1,169 @@
+"""`cifarbench train`: from composed values to a finished run directory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from cifarbench import runs
+from cifarbench.commands.plugins import load_plugins
+from cifarbench.config.load import differences, load, to_plain
+from cifarbench.config.schema import TrainConfig
+from cifarbench.errors import CifarbenchError, ConfigError, IntegrityError, Interrupted
+
+_RESUME = "trainer.resume="
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """Turn `trainer.resume=DIR` into a run in that directory, unless the command names another one.
+
+    Raises:
+        ConfigError: DIR is no run directory.
+    """
+    paths = [argument.removeprefix(_RESUME) for argument in arguments if argument.startswith(_RESUME)]
+    if not paths or paths[-1] in ("auto", "never"):
+        return arguments
+    directory = _run_of(Path(paths[-1].strip("'\"")))
+    if any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        return arguments
+    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
+    return [*arguments, f"hydra.run.dir='{quoted}'"]
+
+
+def _run_of(path: Path) -> Path:
+    """The run directory that a resume path means: itself, or the one that its checkpoint file lies in."""
+    directory = path.parent.parent if path.is_file() else path
+    if not (directory / "config.yaml").is_file():
+        raise ConfigError(f"`trainer.resume` is {str(path)!r}; it must be auto, never, or a run directory.")
+    return directory
+
+
+def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
+    """Train in `directory` and return the exit code; `overrides` are what the user typed."""
+    started = time.monotonic()
+    load_plugins(values.get("plugins") or [])
+    config = load(TrainConfig, _with_stored(values, directory, overrides))
+    from cifarbench.training import distributed
+
+    holder = runs.RunDirectory(directory)
+    holder.acquire()
+    try:
+        if _is_complete(holder, config):
+            return 0
+        world = distributed.join()
+        world.tell((to_plain(config), str(directory)))
+        return _train(config, holder, world, started, overrides)
+    finally:
+        distributed.leave()
+        holder.release()
+
+
+def follow() -> int:
+    """A further torchrun process: the config and the directory come from the first one."""
+    started = time.monotonic()
+    from cifarbench.data.load import load_images
+    from cifarbench.training import distributed
+    from cifarbench.training.clock import Clock
+    from cifarbench.training.observer import Observer
+    from cifarbench.training.session import train
+
+    world = distributed.join()
+    values, directory = world.tell(None)
+    load_plugins(values["plugins"])
+    config = load(TrainConfig, values)
+    try:
+        train(config, load_images(config.data), runs.RunDirectory(Path(directory)), Observer(), world, Clock(started=started))
+    finally:
+        distributed.leave()
+    return 0
+
+
+def _with_stored(values: dict[str, Any], directory: Path, overrides: list[str]) -> dict[str, Any]:
+    """With `trainer.resume=DIR`, the config that the run in DIR was started with, and the single keys typed now.
+
+    Where a whole group was typed (`model=vgg`), the typed command counts as a whole.
+    """
+    asked = [override.lstrip("+~").split("=", 1)[0] for override in overrides]
+    grouped = any("." not in name and name not in ("seed", "plugins") for name in asked)
+    if values.get("trainer", {}).get("resume") in ("auto", "never") or grouped:
+        return values
+    stored = runs.read_config(directory)
+    for name in asked:
+        section, _, inner = name.partition(".")
+        if inner and isinstance(stored.get(section), dict) and inner in values[section]:
+            stored[section][inner] = values[section][inner]
+        elif not inner:
+            stored[section] = values[section]
+    return stored
+
+
+def _is_complete(holder: runs.RunDirectory, config: TrainConfig) -> bool:
+    """Whether the directory holds this run, finished; says so.
+
+    Raises:
+        ConfigError: it holds a run and nothing may be resumed.
+        IntegrityError: it holds a finished run of another config.
+    """
+    if not holder.manifest:
+        return False
+    if config.trainer.resume == "never":
+        raise ConfigError(f"{holder.path} already holds a run and `trainer.resume` is never; choose another hydra.run.dir.")
+    if holder.manifest.get("status") != "completed":
+        return False
+    lines = differences(load(TrainConfig, runs.read_config(holder.path)), config)
+    if lines:
+        raise IntegrityError(f"{runs.shown_path(holder.path)} holds a finished run of another config: {'; '.join(lines)}.")
+    print(f"{runs.shown_path(holder.path)} is already complete; nothing was changed.")
+    return True
+
+
+def _train(config: TrainConfig, holder: runs.RunDirectory, world: Any, started: float, overrides: list[str]) -> int:
+    from cifarbench.data.load import load_images
+    from cifarbench.reporting.results import write_results
+    from cifarbench.training.clock import Clock
+    from cifarbench.training.session import train
+
+    observer = _observers(config, holder)
+    try:
+        holder.command = ["cifarbench", "train", *overrides]
+        data = load_images(config.data, observer.note)
+        outcome = train(config, data, holder, observer, world, Clock(started=started))
+        if outcome.report is not None and outcome.logits is not None:
+            write_results(holder, data, outcome)
+            observer.result(outcome.report, outcome.scored)
+        holder.update(status="completed")
+        return 0
+    except (Interrupted, KeyboardInterrupt) as error:
+        _mark(holder, "interrupted", str(error))
+        raise
+    except BaseException as error:
+        name = "" if isinstance(error, CifarbenchError) else f"{type(error).__name__}: "
+        _mark(holder, "failed", f"{name}{error}")
+        raise
+    finally:
+        observer.close()
+
+
+def _mark(holder: runs.RunDirectory, status: str, reason: str) -> None:
+    """Note in run.json how the run ended, if it began."""
+    try:
+        if holder.manifest:
+            holder.update(status=status, reason=reason)
+    except OSError:  # a full disk is often the very reason
+        print(f"{holder.path / 'run.json'} could not be updated", file=sys.stderr)
+
+
+def _observers(config: TrainConfig, holder: runs.RunDirectory) -> Any:
+    from cifarbench.reporting.console import make_console
+    from cifarbench.reporting.metrics_file import MetricsFile
+    from cifarbench.training.observer import Observers
+
+    console = make_console(config.trainer.progress)
+    members = [MetricsFile(holder), console]
+    if config.trainer.tensorboard:
+        from cifarbench.reporting.tensorboard import TensorBoard
+
+        members.append(TensorBoard(holder.path / "tensorboard", console.note))
+    return Observers(*members)

@@ -1,0 +1,105 @@
+"""Where and in which number format to compute."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cifarbench import __version__
+from cifarbench.errors import ResourceError
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device with the number format of the forward and backward passes."""
+
+    device: torch.device
+    precision: str
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The autocast context of the passes: bf16 or fp16 products, fp32 weights."""
+        if self.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
+
+
+def choose_compute(device: str, precision: str, threads: int | None, local_rank: int = 0) -> Compute:
+    """Resolve "auto" and set the CPU thread count.
+
+    Raises:
+        ResourceError: the device asked for is not there; nothing else is taken in its place.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = _device(device, local_rank)
+    return Compute(chosen, _precision(precision, chosen))
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    found = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if found[kind])
+    if not found[name]:
+        there = ", ".join(kind for kind, is_there in found.items() if is_there)
+        raise ResourceError(f"`trainer.device` is {name!r}, which this machine does not offer; it has: {there}.")
+    return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
+
+
+def _precision(name: str, device: torch.device) -> str:
+    if name == "fp16" and device.type == "cpu":
+        raise ResourceError("`trainer.precision` is 'fp16', which needs a GPU; take bf16 or fp32 on a CPU.")
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware (AVX512-BF16, AMX, or ARM's bf16): without it, fp32 is faster."""
+    return any({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()) for line in _cpu_lines("flags", "Features"))
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Allow only kernels that repeat bit for bit, or all of them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    torch.backends.cudnn.deterministic = wanted
+    torch.backends.cudnn.benchmark = not wanted
+    # Filling fresh memory guards against reading it unwritten, which no kernel of ours does; it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def describe(compute: Compute, world_size: int) -> dict[str, str | int]:
+    """What the numbers of a run depend on beside its config, for the manifest."""
+    name = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else _cpu_name()
+    return {
+        "cifarbench": __version__,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": compute.device.type,
+        "device_name": name,
+        "precision": compute.precision,
+        "threads": torch.get_num_threads(),
+        "processes": world_size,
+    }
+
+
+def _cpu_name() -> str:
+    names = [line.split(":", 1)[1].strip() for line in _cpu_lines("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _cpu_lines(*prefixes: str) -> list[str]:
+    """The lines of Linux's /proc/cpuinfo that start with one of `prefixes`; none elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.startswith(prefixes)]

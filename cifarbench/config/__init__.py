@@ -1,0 +1,1 @@
+"""Every key: its meaning, range and check. Defaults are in the YAML files of `conf/`."""

@@ -1,0 +1,72 @@
+"""From plain composed values to checked dataclasses, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from cifarbench.config.keys import build, rule_of, unknown
+from cifarbench.config.models import MODELS
+from cifarbench.config.optim import OPTIMIZERS, SCHEDULERS
+from cifarbench.config.schema import Cifar10Config, DataVerbConfig, EvalConfig, SyntheticConfig, TrainConfig
+from cifarbench.errors import ConfigError
+
+DATASETS: dict[str, type] = {"cifar10": Cifar10Config, "synthetic": SyntheticConfig}
+CHOICES: dict[str, dict[str, type]] = {
+    "data": DATASETS,
+    "model": MODELS,
+    "optim": OPTIMIZERS,
+    "scheduler": SCHEDULERS,
+}
+VERBS: dict[str, type] = {"train": TrainConfig, "eval": EvalConfig, "data": DataVerbConfig}
+
+T = typing.TypeVar("T")
+
+
+def load(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Check plain `values` and return them as `cls`, one of the dataclasses in `VERBS`.
+
+    Raises:
+        ConfigError: naming the first key that is unknown, missing, of a wrong type or out of range.
+    """
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    sections = {name: choose(name, values.get(name)) for name in CHOICES if name in fields}
+    return build(cls, values, sections=sections)
+
+
+def choose(section: str, values: Any) -> type:
+    """The dataclass that the `name` in a section's values picks; ConfigError where it names none."""
+    table = CHOICES[section]
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise ConfigError(f"`{section}` is {values!r}; choose one: {', '.join(f'{section}={n}' for n in table)}.")
+    if values["name"] not in table:
+        raise unknown(section, values["name"], table)
+    return table[values["name"]]
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """The dataclass as nested dicts and lists of plain values, as YAML and checkpoints hold it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: plain(item) for name, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(dataclasses.asdict(config))
+
+
+def differences(stored: Any, asked: Any, path: str = "") -> list[str]:
+    """Lines "`optim.lr`: 0.1 in the run, 0.2 asked for", for every key that can change the trained weights."""
+    if dataclasses.is_dataclass(stored) and type(stored) is not type(asked):
+        stored, asked, path = getattr(stored, "name", stored), getattr(asked, "name", asked), f"{path}.name"
+    if not dataclasses.is_dataclass(stored):
+        return [] if stored == asked else [f"`{path}`: {stored!r} in the run, {asked!r} asked for"]
+    lines = []
+    for field in dataclasses.fields(stored):
+        if "rule" in field.metadata and rule_of(field).neutral:
+            continue
+        name = f"{path}.{field.name}" if path else field.name
+        lines += differences(getattr(stored, field.name), getattr(asked, field.name), name)
+    return lines

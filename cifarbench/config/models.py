@@ -1,0 +1,160 @@
+"""The keys of each model family: what `conf/model/*.yaml` may say, and the rules between keys.
+
+Field names are the keyword arguments of the model's class. A rule that one key can break alone stands in its `key`;
+a rule between keys stands in `__post_init__`. The classes rely on both and repeat neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from cifarbench.config.keys import key
+from cifarbench.errors import ConfigError
+
+ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh")
+POOLINGS = ("max", "average", "stride")
+HEADS = ("global_average", "flatten")
+VGG_DEPTHS = (11, 13, 16, 19)
+IMAGE_SIZE = 32  # px, both sides
+
+ACTIVATION = "Nonlinearity after each convolution and each hidden linear layer."
+POOLING = "How a map is halved: 2x2 max, 2x2 average, or a learned 3x3 convolution of stride 2."
+HEAD = "Classifier: `global_average` (mean over the map, linear) or `flatten` (all pixels, hidden layers, linear)."
+HIDDEN = "Widths of the hidden layers of `head=flatten`; [] for none."
+DROPOUT = "Share of features dropped before the last linear layer."
+HEAD_DROPOUT = "Share of features dropped in the head: before its first and before its last linear layer."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SimpleCNNConfig:
+    """Blocks of two 3x3 convolutions and a pooling, then a head."""
+
+    name: str = key("Name of the model.", choices=("simple_cnn",))
+    first_widths: tuple[int, ...] = key("Output channels of each block's first convolution.", unit="channels", ge=1)
+    second_widths: tuple[int, ...] = key("Output channels of each block's second convolution.", unit="channels", ge=1)
+    norm: str = key("Convolutions that a batch norm follows, in each block.", choices=("all", "first", "none"))
+    bias: bool = key("Give every convolution a bias; false leaves it out where a batch norm would cancel it.")
+    spatial_dropout: tuple[float, ...] = key(
+        "Share of whole channels dropped after each block's pooling, one value per block.", ge=0, lt=1
+    )
+    activation: str = key(ACTIVATION, choices=ACTIVATIONS)
+    pooling: str = key(POOLING, choices=POOLINGS)
+    head: str = key(HEAD, choices=HEADS)
+    hidden: tuple[int, ...] = key(HIDDEN, unit="features", ge=1)
+    dropout: float = key(HEAD_DROPOUT, ge=0, lt=1)
+
+    def __post_init__(self) -> None:
+        """Check that the lists are one block each, that the map stays above 0 px, and that `hidden` has its head."""
+        _same_length("first_widths", self.first_widths, "second_widths", self.second_widths, "block")
+        _same_length("first_widths", self.first_widths, "spatial_dropout", self.spatial_dropout, "block")
+        _count("first_widths", self.first_widths, "block", IMAGE_SIZE.bit_length() - 1)
+        _hidden_has_head(self.head, self.hidden)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VGGConfig:
+    """VGG with batch norm."""
+
+    name: str = key("Name of the model.", choices=("vgg",))
+    depth: int = key("Layers with weights as the paper counts them: 11, 13, 16 or 19.", unit="layers")
+    width: float = key("Factor on the paper's channels (64 to 512), rounded to multiples of 8.", gt=0, le=8)
+    activation: str = key(ACTIVATION, choices=ACTIVATIONS)
+    pooling: str = key(POOLING, choices=POOLINGS)
+    head: str = key(HEAD, choices=HEADS)
+    hidden: tuple[int, ...] = key(HIDDEN, unit="features", ge=1)
+    dropout: float = key(HEAD_DROPOUT, ge=0, lt=1)
+
+    def __post_init__(self) -> None:
+        """Check that the paper has this depth, and that `hidden` has its head."""
+        if self.depth not in VGG_DEPTHS:
+            near = min(VGG_DEPTHS, key=lambda depth: abs(depth - self.depth))
+            valid = ", ".join(map(str, VGG_DEPTHS))
+            raise ConfigError(f"`model.depth` is {self.depth}; VGG has depths {valid}. The nearest is {near}.")
+        _hidden_has_head(self.head, self.hidden)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """ResNet, pre-activation ResNet and Wide ResNet."""
+
+    name: str = key("Name of the model.", choices=("resnet",))
+    block: str = key(
+        "Residual block: `basic` (3x3, 3x3) or `bottleneck` (1x1, 3x3, 1x1, four times as wide at its end).",
+        choices=("basic", "bottleneck"),
+    )
+    blocks: tuple[int, ...] = key("Residual blocks of each stage; stages after the first halve the map.", ge=1)
+    widths: tuple[int, ...] = key("Channels of each stage's 3x3 convolutions.", unit="channels", ge=1)
+    stem_width: int = key("Output channels of the first convolution; 0 takes the first of `widths`.", ge=0)
+    preactivation: bool = key("Batch norm and activation before each convolution instead of after it.")
+    shortcut: str = key(
+        "Shortcut where shapes differ: `projection` (1x1 convolution) or `pad` (zero channels, no parameters).",
+        choices=("projection", "pad"),
+    )
+    zero_init_residual: bool = key("Start every residual branch at 0, so that each block begins as its shortcut.")
+    activation: str = key("Nonlinearity after each batch norm.", choices=ACTIVATIONS)
+    dropout: float = key(DROPOUT, ge=0, lt=1)
+
+    def __post_init__(self) -> None:
+        """Check that the lists are one stage each, that the map stays above 0 px, and that `pad` only adds channels."""
+        _same_length("blocks", self.blocks, "widths", self.widths, "stage")
+        _count("blocks", self.blocks, "stage", IMAGE_SIZE.bit_length())
+        if self.shortcut == "pad":
+            self._check_pad()
+
+    def _check_pad(self) -> None:
+        expansion = 4 if self.block == "bottleneck" else 1
+        outputs = [self.stem_width or self.widths[0], *(expansion * width for width in self.widths)]
+        if outputs != sorted(outputs):
+            raise ConfigError(
+                f"`model.shortcut` is pad, which can only add channels, but they go {outputs} from the stem through "
+                "the stages. Make `model.widths` ascend, or set model.shortcut=projection."
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EfficientNetLiteConfig:
+    """Fused MBConv and MBConv stages under compound scaling."""
+
+    name: str = key("Name of the model.", choices=("efficientnet_lite",))
+    width: float = key("Factor on the base channels (16 to 512), rounded to multiples of 8.", gt=0, le=8)
+    depth: float = key("Factor on each stage's number of blocks, rounded up.", gt=0, le=20)
+    squeeze_excite: bool = key("Add a squeeze-excite gate to every MBConv block.")
+    activation: str = key("Nonlinearity after each batch norm but those that end a block.", choices=ACTIVATIONS)
+    stochastic_depth: float = key(
+        "Probability of skipping the last block's branch for an image; it grows linearly from 0 at the first.",
+        ge=0,
+        lt=1,
+    )
+    dropout: float = key(DROPOUT, ge=0, lt=1)
+
+
+MODELS: dict[str, type] = {
+    "simple_cnn": SimpleCNNConfig,
+    "vgg": VGGConfig,
+    "resnet": ResNetConfig,
+    "efficientnet_lite": EfficientNetLiteConfig,
+}
+
+
+def _same_length(first: str, ones: tuple, second: str, others: tuple, part: str) -> None:
+    if len(ones) != len(others):
+        raise ConfigError(
+            f"`model.{second}` is {list(others)}, {len(others)} long, but `model.{first}` is {list(ones)}, "
+            f"{len(ones)} long; each has one value per {part}. Give both the same length."
+        )
+
+
+def _count(name: str, values: tuple, part: str, most: int) -> None:
+    if not 1 <= len(values) <= most:
+        raise ConfigError(
+            f"`model.{name}` is {list(values)}, {len(values)} {part}s; a {IMAGE_SIZE} px image allows 1 to {most}. "
+            f"Change the length of each list that has one value per {part}."
+        )
+
+
+def _hidden_has_head(head: str, hidden: tuple[int, ...]) -> None:
+    if hidden and head != "flatten":
+        raise ConfigError(
+            f"`model.hidden` is {list(hidden)}, but model.head={head} has no hidden layers. "
+            "Set model.head=flatten, or model.hidden=[]."
+        )

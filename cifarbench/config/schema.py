@@ -1,0 +1,143 @@
+"""The keys of `train`, `eval` and `data`, section by section; YAML in `conf/` holds their defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cifarbench.config.augment import AugmentConfig
+from cifarbench.config.durations import seconds
+from cifarbench.config.keys import key
+from cifarbench.errors import ConfigError
+
+SPLITS = ("last20", "official", "train_last20")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10Config:
+    """The real CIFAR-10 (Krizhevsky, 2009)."""
+
+    name: str = key("The dataset.", choices=["cifar10"])
+    root: str | None = key("Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache.", neutral=True)
+    download: bool = key("Whether a missing dataset is fetched from the mirrors.", neutral=True)
+    mirrors: tuple[str, ...] = key("Addresses of cifar-10-python.tar.gz, tried in order.", neutral=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticConfig:
+    """The embedded drawn images: a stand-in for demos and tests, never mixed with CIFAR-10."""
+
+    name: str = key("The dataset.", choices=["synthetic"])
+    size: int = key("How many images are drawn.", unit="images", ge=600, le=60_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Which images are trainable, validation and test."""
+
+    name: str = key("Which images are test, never trained or selected on.", choices=SPLITS)
+    val_fraction: float = key("Stratified share of the trainable images kept for validation.", ge=0, le=0.5)
+    seed: int = key("Seed of the validation draw, apart from the run's seed.", ge=0, lt=2**63)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """The loop: how long, on what, and what it writes."""
+
+    epochs: int = key("Passes over the training images.", unit="epochs", ge=1, le=100_000)
+    max_time: str | None = key("Wall-clock limit for the whole run, test included: 90s, 35m, 2h; null: none.")
+    batch_size: int = key("Images per optimizer step, over all processes.", unit="images", ge=1, le=60_000)
+    micro_batch: int | None = key("Images per forward and backward pass; gradients add up to the batch.", ge=1)
+    label_smoothing: float = key("Probability spread evenly over all classes.", ge=0, lt=1)
+    clip_norm: float = key("Largest gradient norm; 0 switches clipping off.", ge=0)
+    ema: float = key("Decay per step of averaged weights, which are then validated and tested; 0: off.", ge=0, lt=1)
+    early_stopping: int = key("Validations without a better accuracy before the run ends; 0: off.", ge=0)
+    validate_every: int = key("Epochs between validations; 0: never.", unit="epochs", ge=0)
+    checkpoint_every: int = key("Steps between checkpoints inside an epoch; 0: epoch ends only.", ge=0, neutral=True)
+    precision: str = key("Number format of the passes; weights stay fp32.", choices=PRECISIONS)
+    device: str = key("Where to compute.", choices=DEVICES, neutral=True)
+    threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024, neutral=True)
+    channels_last: bool = key("Whether tensors lie in memory channel by channel last (NHWC).")
+    compile: bool = key("Whether torch.compile builds the model.")
+    deterministic: bool = key("Whether only kernels are used that repeat bit for bit.")
+    resume: str = key("auto: go on where the run directory stands; never; or a run directory to go on.", neutral=True)
+    limit_batches: int = key("Batches per epoch and validation; 0: all. For debugging.", unit="batches", ge=0)
+    overfit_batch: bool = key("Whether every step trains on the same first batch. For debugging.")
+    test: bool = key("Whether the seal is opened after training, once, and the test part scored.", neutral=True)
+    tensorboard: bool = key("Whether TensorBoard logs are written.", neutral=True)
+    progress: str = key("Console display.", choices=["auto", "live", "plain", "none"], neutral=True)
+
+    def __post_init__(self) -> None:
+        if self.max_time is not None:
+            seconds(self.max_time, "trainer.max_time")
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            raise ConfigError(
+                f"`trainer.micro_batch` is {self.micro_batch}; "
+                f"it must be at most `trainer.batch_size`, {self.batch_size}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that `cifarbench train` needs; the unions are chosen by each section's `name`."""
+
+    seed: int = key("Seed of weights, order, augmentation and dropout.", ge=0, lt=2**63)
+    plugins: tuple[str, ...] = key("Python files with models of your own, run before the config is checked.")
+    data: Any
+    split: SplitConfig
+    model: Any
+    augment: AugmentConfig
+    optim: Any
+    scheduler: Any
+    trainer: TrainerConfig
+
+    def __post_init__(self) -> None:
+        validates = self.split.val_fraction > 0 and self.trainer.validate_every > 0
+        if self.trainer.early_stopping and not validates:
+            raise ConfigError(
+                f"`trainer.early_stopping` is {self.trainer.early_stopping} and nothing is validated; "
+                "set `split.val_fraction` and `trainer.validate_every` above 0, or `trainer.early_stopping=0`."
+            )
+        if self.scheduler.name == "plateau" and not validates:
+            raise ConfigError(
+                "`scheduler.name` is 'plateau' and nothing is validated; "
+                "set `split.val_fraction` and `trainer.validate_every` above 0, or take another scheduler."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Everything that `cifarbench eval` needs."""
+
+    run: str | None = key("Run directory to score.")
+    checkpoint: str | None = key("Checkpoint file to score, instead of a run directory.")
+    which: str = key("Which checkpoint of the run.", choices=["tested", "best", "last"])
+    portion: str = key("Which images to score.", choices=["test", "val", "train"])
+    tta: str = key(
+        "Views that are averaged: the image; it and its mirror; both, also shifted by 1 px on both diagonals.",
+        choices=["none", "flip", "multicrop"],
+    )
+    device: str = key("Where to compute.", choices=DEVICES)
+    precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
+    threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024)
+    root: str | None = key("Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache.")
+    plugins: tuple[str, ...] = key("Python files with models of your own, as named when training.")
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.checkpoint is None):
+            raise ConfigError("`run` and `checkpoint` name what to score; give exactly one, e.g. run=outputs/train/…")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataVerbConfig:
+    """Everything that `cifarbench data` needs."""
+
+    action: str = key("What to do.", choices=["fetch", "check", "show"])
+    seed: int = key("Seed of the augmentation that is shown.", ge=0, lt=2**63)
+    rows: int = key("Images of each class that are shown.", unit="images", ge=1, le=50)
+    out: str = key("Folder for the pictures of `show`.")
+    data: Any
+    split: SplitConfig
+    augment: AugmentConfig

@@ -1,0 +1,1 @@
+"""Datasets, splits, augmentation: everything between the files on disk and a batch on the device."""

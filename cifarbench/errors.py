@@ -1,0 +1,46 @@
+"""Every failure that a user can cause or mend, with the exit code that it ends the command with."""
+
+
+class CifarbenchError(Exception):
+    """One plain sentence for the user: the file or key, the value, the rule and the remedy."""
+
+    exit_code = 1
+
+
+class SweepError(CifarbenchError):
+    """Some jobs of a sweep failed; the others are done."""
+
+
+class ConfigError(CifarbenchError):
+    """A configuration or input that breaks a stated rule."""
+
+    exit_code = 2
+
+
+class IntegrityError(CifarbenchError):
+    """Data or a checkpoint that is damaged, hostile, or belongs to something else."""
+
+    exit_code = 3
+
+
+class NonFiniteError(CifarbenchError):
+    """A loss or a weight that became infinite or not a number."""
+
+    exit_code = 4
+
+
+class ResourceError(CifarbenchError):
+    """A disk, memory, network or device that is missing or full."""
+
+    exit_code = 5
+
+
+class Interrupted(CifarbenchError):
+    """A signal asked the run to stop; its last step is saved and can be resumed.
+
+    `exit_code` is 128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

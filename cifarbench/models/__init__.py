@@ -1,0 +1,1 @@
+"""Networks built from torch.nn, each family in a file of its own."""

@@ -1,0 +1,1 @@
+"""What a person looks at: console, TensorBoard, figures. Reads results; never steers training."""

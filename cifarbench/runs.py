@@ -1,0 +1,167 @@
+"""The run directory: its name, its lock, its manifest run.json, and what it holds."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from cifarbench.errors import ConfigError, IntegrityError
+
+SCHEMA = 1
+_LIMIT_BYTES = 64 << 20
+
+
+def register_resolvers() -> None:
+    """Make `${run_name:…}` and `${job_label:…}`, which name run directories, known to OmegaConf."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("job_label", job_label, replace=True)
+
+
+def run_name(model: str) -> str:
+    """A name that no other run has, even one started in the same second: 2026-01-31_12-00-00-vgg-3f9a1c."""
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{_safe(model)}-{secrets.token_hex(3)}"
+
+
+def job_label(overrides: str) -> str:
+    """What differs in a sweep's job as a folder name: "model=vgg,seed=1" stays readable, nothing leaves the folder."""
+    return _safe(overrides)[:100] or "job"
+
+
+def _safe(text: str) -> str:
+    """`text` with everything but letters, digits and `=,._-` replaced, and no leading dot."""
+    return re.sub(r"[^\w=,.-]|\.\.", "_", text, flags=re.ASCII).lstrip(".")
+
+
+def shown_path(path: Path) -> str:
+    """The path as a user would type it: relative where it lies below the working directory."""
+    absolute = path.resolve()
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that readers see the old or the new content, never half of it."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """`write_text` with readable JSON; NaN and infinity, which JSON lacks, are refused by a ValueError."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def remove_if_empty(directory: Path) -> None:
+    """Remove a directory that a failed start left with nothing in it."""
+    if directory.resolve() != Path.cwd():
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+class RunDirectory:
+    """A run's directory, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.manifest: dict[str, Any] = {}
+        self.command: list[str] = []
+        self._lock = FileLock(path / ".lock")
+
+    def acquire(self) -> None:
+        """Lock the directory and read its manifest, where it has one.
+
+        Raises:
+            ConfigError: another process holds it.
+            OSError: it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = read_manifest(self.path).get("process", {})
+            raise ConfigError(
+                f"{self.path} is in use by process {holder.get('pid', 'unknown')} on {holder.get('host', 'this host')}; "
+                "wait for it, or choose another hydra.run.dir."
+            ) from None
+        self.manifest = read_manifest(self.path)
+        self.checkpoints.mkdir(exist_ok=True)
+
+    def release(self) -> None:
+        """Let other processes have the directory, and leave nothing in it where no run began."""
+        self._lock.release()
+        if not self.manifest:
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.checkpoints.rmdir()
+
+    def update(self, **entries: Any) -> None:
+        """Merge `entries` into run.json."""
+        self.manifest = {"schema": SCHEMA, **self.manifest, **entries}
+        write_json(self.path / "run.json", self.manifest)
+
+    def begin(self, **entries: Any) -> None:
+        """Mark the run as running, by this process and command."""
+        self.update(status="running", command=self.command, process={"pid": os.getpid(), "host": socket.gethostname()}, **entries)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved config as config.yaml."""
+        write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Write metrics.jsonl from the rows that the checkpoint holds, so that none is doubled or lost."""
+        write_text(self.path / "metrics.jsonl", "".join(f"{json.dumps(row, allow_nan=False)}\n" for row in rows))
+
+    def append_row(self, row: dict[str, Any]) -> None:
+        """Add one epoch to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(row, allow_nan=False)}\n")
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """The content of run.json, {} where there is none; IntegrityError where it cannot be read as one."""
+    path = directory / "run.json"
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(_read_small(path))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}.") from error
+    if not isinstance(values, dict):
+        raise IntegrityError(f"{path} is damaged: it holds no JSON object.")
+    return values
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of config.yaml; ConfigError where the directory is no run, IntegrityError where it is damaged."""
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{directory} is no run directory: it has no config.yaml.")
+    try:
+        values = yaml.safe_load(_read_small(path))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values, dict):
+        raise IntegrityError(f"{path} is damaged: it holds no keys.")
+    return values
+
+
+def _read_small(path: Path) -> str:
+    if path.stat().st_size > _LIMIT_BYTES:
+        raise IntegrityError(f"{path} is larger than {_LIMIT_BYTES:,} bytes; refused.")
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,34 @@
+"""Time: how long the run has taken, over all its sessions, and how much of its limit is left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Clock:
+    """Counts a run's seconds by the monotonic clock, so that setting the wall clock changes nothing.
+
+    `limit` is the wall-clock limit of the whole run in seconds, or None; `reserve` the seconds of it kept for what
+    follows training; `before` what earlier sessions of the run took.
+    """
+
+    limit: float | None = None
+    before: float = 0.0
+    reserve: float = 0.0
+    started: float = field(default_factory=time.monotonic)
+
+    def elapsed(self) -> float:
+        """Seconds the run has taken so far."""
+        return self.before + time.monotonic() - self.started
+
+    def share(self) -> float:
+        """The elapsed share of the time for training; 0 where there is no limit."""
+        if self.limit is None:
+            return 0.0
+        return self.elapsed() / max(self.limit - self.reserve, 1e-3)
+
+    def is_over(self) -> bool:
+        """Whether the time for training has run out."""
+        return self.share() >= 1.0

@@ -1,0 +1,101 @@
+"""Several processes as one run, started by torchrun: batches, gradients and counts shared out and added up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the run; a run without torchrun is a world of one, which never communicates."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, items: Tensor) -> Tensor:
+        """This process's part of `items`: every `size`-th one, so the parts cover all of them once."""
+        return items[self.rank :: self.size]
+
+    def add_gradients(self, model: nn.Module) -> None:
+        """Replace every gradient by its sum over the processes."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of `values` over the processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def highest(self, values: list[float]) -> list[float]:
+        """The highest of each value over the processes, so that all of them decide alike."""
+        if self.size == 1:
+            return values
+        agreed = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX)
+        return agreed.tolist()
+
+    def same_buffers(self, model: nn.Module) -> None:
+        """Give every process the first one's buffers (the running statistics of batch normalisation)."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def gather_rows(self, rows: Tensor, total: int) -> Tensor:
+        """Put together, in order, the rows of which each process holds its `share`; (total, …) on every process."""
+        if self.size == 1:
+            return rows
+        most = -(-total // self.size)
+        padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.stack(parts, dim=1).flatten(0, 1)[:total]
+
+    def tell(self, value: Any) -> Any:
+        """The first process's `value`, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0)
+        return box[0]
+
+
+def join() -> World:
+    """The world that torchrun's environment describes, joined; a world of one without it."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return World()
+    backend = "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= size else "gloo"
+    # CPU tensors (decisions, objects) travel by gloo beside nccl's GPU tensors.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo")
+    return World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def leave() -> None:
+    """Leave the process group, where one was joined."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_counts(world: World, counts: Iterable[float]) -> list[float]:
+    """The sums of plain numbers over the processes."""
+    return world.total(torch.tensor(list(counts), dtype=torch.float64)).tolist()

@@ -1,0 +1,351 @@
+"""The training loop: batches on the device, one optimizer step after another, validation, checkpoints.
+
+A step is a function of the weights, the seed and its own number: order, augmentation and dropout are drawn from
+(seed, epoch) or (seed, step), so a run that was killed goes on bit for bit from any checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifarbench.compute import Compute
+from cifarbench.config.durations import RunLength
+from cifarbench.config.load import to_plain
+from cifarbench.config.optim import PlateauConfig
+from cifarbench.config.schema import TrainConfig
+from cifarbench.data.augment import Augment
+from cifarbench.data.batches import epoch_order, steps_per_epoch
+from cifarbench.data.random import Draws
+from cifarbench.data.split import Portion
+from cifarbench.errors import Interrupted, NonFiniteError
+from cifarbench.evaluation.metrics import loss_and_accuracy
+from cifarbench.evaluation.predict import EVAL_BATCH, Statistics, predict
+from cifarbench.optim.optimizers import build_optimizer
+from cifarbench.optim.schedules import Plateau, factor
+from cifarbench.runs import shown_path
+from cifarbench.seeds import derive
+from cifarbench.training import checkpoint
+from cifarbench.training.clock import Clock
+from cifarbench.training.distributed import World
+from cifarbench.training.observer import Observer, StepReport
+from cifarbench.training.signals import StopRequest
+
+_CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where each look waits for the device
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint.
+
+    `epoch` counts finished epochs, `batch` the steps of the running one, `totals` its loss sum, right answers and
+    images so far; `seconds` all time of the run, `epoch_seconds` the running epoch's time in steps.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    totals: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
+    seconds: float = 0.0
+    epoch_seconds: float = 0.0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    waited: int = 0
+    ended: str = ""
+    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a run is trained on and with, apart from its config."""
+
+    train: Portion
+    val: Portion | None
+    statistics: Statistics
+    compute: Compute
+    world: World
+    clock: Clock
+    passport: dict[str, Any]
+    checkpoints: Path
+
+
+class Training:
+    """One run: its model, optimizer, schedule and progress, and the loop over them."""
+
+    def __init__(self, config: TrainConfig, model: nn.Module, setting: Setting, observer: Observer) -> None:
+        self.config, self.setting, self.observer = config, setting, observer
+        self.trainer = config.trainer
+        layout = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
+        self.model = model.to(setting.compute.device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.forward = torch.compile(self.model) if self.trainer.compile else self.model
+        self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device)
+        self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")
+        decay = self.trainer.ema
+        self.ema = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+        )
+        count = len(setting.train)
+        steps = steps_per_epoch(count, self.trainer.batch_size, self.trainer.limit_batches)
+        self.length = RunLength(self.trainer.epochs, steps)
+        self.factor = factor(config.scheduler, self.length)
+        self.plateau = Plateau(config.scheduler if isinstance(config.scheduler, PlateauConfig) else None)
+        self.augment = Augment(config.augment, *setting.statistics, channels_last=self.trainer.channels_last)
+        self.progress = Progress()
+        self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
+        self.unchecked: list[tuple[int, float, Tensor]] = []
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def fit(self, request: StopRequest) -> None:
+        """Train to the end of the last epoch, the time limit or early stopping, whichever comes first.
+
+        Raises:
+            Interrupted: a signal came; the last step is saved.
+            NonFiniteError: a loss or weight became infinite or NaN; nothing of it was saved.
+        """
+        progress, trainer, world, clock = self.progress, self.trainer, self.setting.world, self.setting.clock
+        self.model.train()
+        while progress.epoch < trainer.epochs and not progress.ended:
+            order = epoch_order(len(self.setting.train), self.config.seed, 0 if trainer.overfit_batch else progress.epoch)
+            tick = time.perf_counter()
+            while progress.batch < self.length.steps_per_epoch:
+                # One agreement a step: every process sees the same signal and the same share of the time.
+                signal_number, time_share = world.highest([float(request.number), clock.share()])
+                if signal_number:
+                    self.save()
+                    raise Interrupted(self._resume_hint(), int(signal_number))
+                if time_share >= 1:
+                    progress.ended = "max_time"
+                    break
+                first = 0 if trainer.overfit_batch else progress.batch * trainer.batch_size
+                share = max(progress.step / self.length.steps, time_share)
+                lr = self._set_rate(share)
+                loss = self._step(order[first : first + trainer.batch_size], lr)
+                progress.batch += 1
+                progress.step += 1
+                now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too
+                progress.epoch_seconds, tick = progress.epoch_seconds + now - tick, now
+                self._report_step(loss, lr, share)
+                if trainer.checkpoint_every and progress.step % trainer.checkpoint_every == 0:
+                    self.save()
+            if progress.batch:
+                self._end_epoch()
+
+    def _step(self, positions: Tensor, lr: float) -> Tensor:
+        """One optimizer step on the training images at `positions`, (B,) int64; returns its mean loss."""
+        progress = self.progress
+        torch.manual_seed(derive(self.config.seed, "step", progress.step, self.setting.world.rank))
+        mine = self.setting.world.share(positions).to(self.setting.compute.device)
+        loss = torch.zeros((), device=mine.device)
+        for micro in mine.split(self.trainer.micro_batch or max(len(mine), 1)):
+            loss += self._accumulate(micro, len(positions))
+        self.unchecked.append((progress.step + 1, lr, loss))
+        if loss.device.type == "cpu" or len(self.unchecked) >= _CHECK_EVERY:
+            self._check_losses()
+        self.setting.world.add_gradients(self.model)
+        self.scaler.unscale_(self.optimizer)
+        if self.trainer.clip_norm:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        return loss
+
+    def _accumulate(self, positions: Tensor, batch: int) -> Tensor:
+        """Add the gradient of the images at `positions`, as their part of a batch of `batch` images."""
+        train = self.setting.train
+        draws = Draws(self.config.seed, self.progress.epoch, train.indices[positions])
+        images = self.augment(train.images[positions], draws)
+        images, targets = self.augment.mix(images, train.targets[positions], draws)
+        with self.setting.compute.autocast():
+            logits = self.forward(images).float()
+        smoothing = self.trainer.label_smoothing
+        loss_sum = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+        loss = loss_sum / batch
+        self.scaler.scale(loss).backward()
+        labels = targets if targets.ndim == 1 else targets.argmax(1)
+        right = (logits.detach().argmax(1) == labels).sum()
+        seen = torch.full_like(right, len(labels))
+        self.totals += torch.stack([loss_sum.detach(), right, seen]).to(self.totals.dtype)
+        return loss.detach()
+
+    def _set_rate(self, share: float) -> float:
+        """Set the learning rate for the step at this share of the run, and return it."""
+        lr = self.config.optim.lr * self.factor(share) * self.plateau.scale
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    # --- the end of an epoch -------------------------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        """Validate, record the epoch's row, keep the best, save."""
+        self._check_losses()
+        progress = self.progress
+        progress.epoch += 1
+        row = self._row()
+        is_best = False
+        if row["val_accuracy"] is not None:
+            self.plateau.observe(row["val_loss"])
+            is_best = row["val_accuracy"] > progress.best_accuracy
+            progress.waited = 0 if is_best else progress.waited + 1
+            if is_best:
+                progress.best_accuracy, progress.best_epoch = row["val_accuracy"], progress.epoch
+            if self.trainer.early_stopping and progress.waited >= self.trainer.early_stopping:
+                progress.ended = progress.ended or "early_stopping"
+        progress.rows.append(row)
+        progress.batch, progress.epoch_seconds = 0, 0.0
+        self.totals.zero_()
+        self.save(is_best)
+        self.observer.epoch(row, is_best)
+
+    def _row(self) -> dict[str, Any]:
+        """The line of metrics.jsonl for the epoch that just ended."""
+        progress = self.progress
+        loss_sum, right, seen = self._sums()
+        train_seconds = progress.epoch_seconds
+        started = time.perf_counter()
+        val_loss, val_accuracy = self._validate()
+        if val_loss is not None and not math.isfinite(val_loss):
+            raise NonFiniteError(f"the validation loss became {val_loss} after step {progress.step}; lower `optim.lr`.")
+        return {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": loss_sum / seen,
+            "train_accuracy": right / seen,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+            "images_per_second": round(seen / max(train_seconds, 1e-9), 1),
+            "seconds": round(train_seconds + time.perf_counter() - started, 3),
+        }
+
+    def _sums(self) -> list[float]:
+        """Loss sum, right answers and images of the running epoch, over all processes."""
+        return self.setting.world.total(self.totals.to("cpu", copy=True)).tolist()
+
+    def _validate(self) -> tuple[float | None, float | None]:
+        """Mean loss and accuracy on the validation images, or (None, None) where this epoch has no validation."""
+        val, every = self.setting.val, self.trainer.validate_every
+        last = self.progress.epoch == self.trainer.epochs or bool(self.progress.ended)
+        if val is None or not every or (self.progress.epoch % every and not last):
+            return None, None
+        count = min(len(val), self.trainer.limit_batches * EVAL_BATCH or len(val))
+        logits = self.logits(val.images[:count])
+        return loss_and_accuracy(logits, val.targets[:count])
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits (N, 10) of the weights that are scored (averaged ones where EMA is on), over all processes."""
+        setting = self.setting
+        setting.world.same_buffers(self.scored)
+        mine = predict(
+            self.scored,
+            setting.world.share(images),
+            setting.statistics,
+            setting.compute,
+            channels_last=self.trainer.channels_last,
+        )
+        return setting.world.gather_rows(mine, len(images))
+
+    @property
+    def scored(self) -> nn.Module:
+        """The model whose weights are validated and tested."""
+        return self.ema.module if self.ema else self.model
+
+    # --- health, reports, state ----------------------------------------------------------------------------------
+
+    def _check_losses(self) -> None:
+        """Raise NonFiniteError for the first step since the last look whose loss is not finite."""
+        if not self.unchecked:
+            return
+        finite = torch.stack([loss for _, _, loss in self.unchecked]).isfinite().tolist()
+        for is_finite, (step, lr, loss) in zip(finite, self.unchecked, strict=True):
+            if not is_finite:
+                raise NonFiniteError(
+                    f"the loss became {loss.item()} at step {step} with learning rate {lr:g}; "
+                    "lower `optim.lr`, lengthen `scheduler.warmup`, or set `trainer.clip_norm=1`."
+                )
+        self.unchecked.clear()
+
+    def _check_weights(self) -> None:
+        name = checkpoint.first_non_finite(self.model.state_dict())
+        if name:
+            raise NonFiniteError(
+                f"the weight {name} became infinite or NaN at step {self.progress.step}; it was not saved. "
+                "Lower `optim.lr`, or set `trainer.clip_norm=1`."
+            )
+
+    def _report_step(self, loss: Tensor, lr: float, share: float) -> None:
+        progress = self.progress
+        images = progress.batch * self.trainer.batch_size
+        self.observer.step(
+            StepReport(
+                epoch=progress.epoch + 1,
+                batch=progress.batch,
+                step=progress.step,
+                lr=lr,
+                loss=loss,
+                images_per_second=images / max(progress.epoch_seconds, 1e-9),
+                share=max(share, progress.step / self.length.steps),
+                elapsed=self.setting.clock.elapsed(),
+            )
+        )
+
+    def _resume_hint(self) -> str:
+        run = shown_path(self.setting.checkpoints.parent)
+        return f"stopped after step {self.progress.step}, saved. Go on with: cifarbench train trainer.resume={run}"
+
+    def save(self, is_best: bool = False) -> None:
+        """Write last.pt, and best.pt beside it where this epoch is the best so far; by the first process alone."""
+        self._check_losses()
+        self._check_weights()
+        self.progress.totals = self._sums()
+        if not self.setting.world.is_first:
+            return
+        checkpoint.save(self.state(), self.setting.checkpoints / "last.pt")
+        if is_best:
+            checkpoint.copy(self.setting.checkpoints / "last.pt", self.setting.checkpoints / "best.pt")
+
+    def state(self) -> dict[str, Any]:
+        """Everything to go on bit for bit, as tensors and plain values."""
+        self.progress.seconds = self.setting.clock.elapsed()
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": {"name": type(self.optimizer).__name__, **self.optimizer.state_dict()},
+            "scheduler": {"name": self.config.scheduler.name, **self.plateau.state()},
+            "ema": self.ema.state_dict() if self.ema else {},
+            "scaler": self.scaler.state_dict(),
+            "rng": {"seed": self.config.seed, "step": self.progress.step, "torch": torch.get_rng_state()},
+            "progress": dataclasses.asdict(self.progress),
+            "config": to_plain(self.config),
+            "passport": self.setting.passport,
+        }
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Go on from a loaded checkpoint; IntegrityError where it does not fit."""
+        checkpoint.load_weights(self.model, state["model"], path)
+        checkpoint.load_optimizer(self.optimizer, state["optimizer"], path)
+        if self.ema:
+            checkpoint.load_weights(self.ema, state["ema"], path)
+        self.plateau.restore(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        # The first process's sums stand for all: the others start this epoch's at zero.
+        mine = self.progress.totals if self.setting.world.is_first else [0.0, 0.0, 0.0]
+        self.totals.copy_(torch.tensor(mine, dtype=self.totals.dtype))
+        self.setting.clock.before = self.progress.seconds
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """The widest float that the device adds up in."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,289 @@
+"""One training run from its config to its scored test part: prepare, fit, open the seal once."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifarbench import runs
+from cifarbench.runs import shown_path
+from cifarbench.compute import Compute, choose_compute, describe, make_deterministic
+from cifarbench.config.durations import seconds
+from cifarbench.config.load import differences, load, to_plain
+from cifarbench.config.schema import TrainConfig
+from cifarbench.data.dataset import ImageSet
+from cifarbench.data.split import Parts, channel_statistics, split
+from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.evaluation.metrics import score
+from cifarbench.evaluation.predict import EVAL_BATCH, predict
+from cifarbench.models.flops import count_flops, count_parameters
+from cifarbench.models.registry import build
+from cifarbench.seeds import derive
+from cifarbench.training import checkpoint
+from cifarbench.training.clock import Clock
+from cifarbench.training.distributed import World
+from cifarbench.training.loop import Setting, Training
+from cifarbench.training.observer import Observer, RunFacts
+from cifarbench.training.signals import stop_requests
+
+_RESERVE_SECONDS = 6.0  # for figures and files after the test, where a time limit is set
+_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with: `report` as in test.json (None without a test), `logits` (n, 10) of the test part."""
+
+    report: dict[str, Any] | None
+    logits: torch.Tensor | None
+    parts: Parts
+    tested: str
+    scored: nn.Module
+
+
+def build_model(config: TrainConfig) -> nn.Module:
+    """The model that the config names, its weights drawn from the run's seed."""
+    torch.manual_seed(derive(config.seed, "weights"))
+    options = to_plain(config.model)
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return build(tuples.pop("name"), **tuples)
+
+
+def train(
+    config: TrainConfig, data: ImageSet, run: runs.RunDirectory, observer: Observer, world: World, clock: Clock
+) -> Outcome:
+    """Train as `config` says on the trainable part of `data`, then score the test part once.
+
+    Args:
+        config: the checked config.
+        data: all images; the test part is sealed at once and opened only after training.
+        run: the locked run directory; a checkpoint in it is gone on from.
+        observer: is told what happens.
+        world: the processes of the run.
+        clock: started when the command was.
+
+    Raises:
+        IntegrityError: the directory's checkpoint is damaged or of another config or dataset.
+        NonFiniteError: training diverged.
+        Interrupted: a signal came, and the state is saved.
+    """
+    trainer = config.trainer
+    compute = choose_compute(trainer.device, trainer.precision, trainer.threads, world.local_rank)
+    make_deterministic(trainer.deterministic)
+    parts = split(data, config.split)
+    _check_sizes(config, parts, world)
+    model = build_model(config)
+    facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
+    setting = _setting(data, parts, compute, world, clock, run, model)
+    training = Training(config, model, setting, observer)
+    resumed = _resume(training, config, run)
+    environment = describe(compute, world.size)
+    if world.is_first:
+        _begin(run, config, data, parts, facts, environment, resumed)
+        run.write_rows(training.progress.rows)
+    observer.start(_facts(training, data, parts, facts, environment, run), model)
+    clock.limit = seconds(trainer.max_time, "trainer.max_time") if trainer.max_time else None
+    clock.reserve = _reserve(training, parts) if clock.limit else 0.0
+    with stop_requests() as request:
+        training.fit(request)
+    if not training.progress.step:
+        raise ConfigError(f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more.")
+    return _score(training, config, data, parts, run)
+
+
+def _check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
+    size = config.trainer.batch_size
+    if size > len(parts.train):
+        raise ConfigError(
+            f"`trainer.batch_size` is {size}; it must be at most the {len(parts.train)} training images of this split."
+        )
+    last = len(parts.train) % size or size
+    if min(size, last) < world.size:
+        raise ConfigError(f"`trainer.batch_size` is {size}; some batch has fewer images than the {world.size} processes.")
+
+
+def _setting(
+    data: ImageSet,
+    parts: Parts,
+    compute: Compute,
+    world: World,
+    clock: Clock,
+    run: runs.RunDirectory,
+    model: nn.Module,
+) -> Setting:
+    statistics = channel_statistics(parts.train.images)
+    passport = {
+        "dataset": {"name": data.name, "fingerprint": data.fingerprint},
+        "split": {"name": parts.name, "fingerprint": parts.fingerprint},
+        "mean": list(statistics[0]),
+        "std": list(statistics[1]),
+        "classes": list(data.classes),
+        "environment": describe(compute, world.size),
+    }
+    train, val = parts.train.to(compute.device), parts.val.to(compute.device) if parts.val else None
+    return Setting(train, val, statistics, compute, world, clock, passport, run.checkpoints)
+
+
+# --- resume ----------------------------------------------------------------------------------------------------------
+
+
+def _resume(training: Training, config: TrainConfig, run: runs.RunDirectory) -> str | None:
+    """Go on from the directory's newest readable checkpoint; returns its file name, or None for a fresh start."""
+    if training.setting.world.is_first:
+        checkpoint.clear_parts(run.checkpoints)
+    found = checkpoint.newest_valid(run.checkpoints) if config.trainer.resume != "never" else None
+    if found is None:
+        return None
+    path, state, warnings = found
+    for warning in warnings:
+        training.observer.note(warning)
+    check_same_run(state, config, training.setting.passport, path)
+    training.restore(state, path)
+    for name, value in training.setting.passport["environment"].items():
+        before = state["passport"].get("environment", {}).get(name)
+        if before != value:
+            training.observer.note(f"{name} was {before} before and is {value} now: results may differ in the last bits")
+    training.observer.note(f"resumed from {path.name} after step {training.progress.step}")
+    return path.name
+
+
+def check_same_run(state: dict[str, Any], config: TrainConfig, passport: dict[str, Any], path: Path) -> None:
+    """Raise IntegrityError, listing the differences, where a checkpoint belongs to another config or dataset."""
+    try:
+        stored = load(TrainConfig, state["config"])
+    except ConfigError as error:
+        raise IntegrityError(f"{path} holds a config that is not ours: {error}") from error
+    lines = differences(stored, config)
+    for part in ("dataset", "split"):
+        before, now = state["passport"][part], passport[part]
+        if before != now:
+            lines.append(f"{part}: {before['name']} {before['fingerprint'][:12]} in the run, "
+                         f"{now['name']} {now['fingerprint'][:12]} asked for")
+    if lines:
+        raise IntegrityError(
+            f"{path} belongs to another run: {'; '.join(lines)}. Start a new run directory, or ask for the same."
+        )
+
+
+# --- manifest and facts ----------------------------------------------------------------------------------------------
+
+
+def _begin(
+    run: runs.RunDirectory,
+    config: TrainConfig,
+    data: ImageSet,
+    parts: Parts,
+    facts: dict[str, int],
+    environment: dict[str, Any],
+    resumed: str | None,
+) -> None:
+    sessions = [*run.manifest.get("sessions", []), {"started": _now(), "resumed_from": resumed, **environment}]
+    run.begin(
+        dataset={"name": data.name, "fingerprint": data.fingerprint},
+        split={
+            "name": parts.name,
+            "trainable": parts.trainable,
+            "train": len(parts.train),
+            "val": len(parts.val) if parts.val else 0,
+            "test": len(parts.test),
+            "fingerprint": parts.fingerprint,
+        },
+        model={"name": config.model.name, **facts},
+        seed=config.seed,
+        environment=environment,
+        sessions=sessions,
+        test=run.manifest.get("test", {"accuracy": None, "accuracy_official": None, "loss": None, "openings": 0}),
+    )
+    run.write_config(to_plain(config))
+
+
+def _facts(
+    training: Training,
+    data: ImageSet,
+    parts: Parts,
+    facts: dict[str, int],
+    environment: dict[str, Any],
+    run: runs.RunDirectory,
+) -> RunFacts:
+    config, progress = training.config, training.progress
+    return RunFacts(
+        title=f"{config.model.name} · {config.optim.name} · {config.scheduler.name} · {config.augment.name}",
+        directory=shown_path(run.path),
+        epochs=config.trainer.epochs,
+        steps_per_epoch=training.length.steps_per_epoch,
+        first_epoch=progress.epoch,
+        first_step=progress.step,
+        counts={"train": len(parts.train), "val": len(parts.val) if parts.val else 0, "test": len(parts.test)},
+        environment=environment,
+        max_time=seconds(config.trainer.max_time, "trainer.max_time") if config.trainer.max_time else None,
+        classes=data.classes,
+        dataset=f"{data.name}, split {parts.name}",
+        config=to_plain(config),
+        statistics=training.setting.statistics,
+        samples=parts.train.images[:_SAMPLES],
+        sample_targets=parts.train.targets[:_SAMPLES],
+        **facts,
+    )
+
+
+def _reserve(training: Training, parts: Parts) -> float:
+    """Seconds to keep for the last validation and the test, by timing a few images; the first batch warms up."""
+    setting = training.setting
+    images = setting.train.images[:EVAL_BATCH]
+    predict(training.scored, images, setting.statistics, setting.compute)
+    started = time.perf_counter()
+    predict(training.scored, images, setting.statistics, setting.compute)
+    per_image = (time.perf_counter() - started) / len(images)
+    counted = len(parts.test) + (len(parts.val) if parts.val else 0)
+    return _RESERVE_SECONDS + 1.3 * per_image * counted / setting.world.size
+
+
+# --- the test --------------------------------------------------------------------------------------------------------
+
+
+def _score(
+    training: Training, config: TrainConfig, data: ImageSet, parts: Parts, run: runs.RunDirectory
+) -> Outcome:
+    """Load the best checkpoint (the last one without validation), open the seal, and score the test part."""
+    progress, world = training.progress, training.setting.world
+    tested = "best" if progress.best_epoch else "last"
+    path = run.checkpoints / f"{tested}.pt"
+    state = world.tell(checkpoint.load(path) if world.is_first else None)
+    weights, target = (state["ema"], training.ema) if training.ema else (state["model"], training.model)
+    checkpoint.load_weights(target, weights, path)
+    if world.is_first:
+        _finish(run, training, tested)
+    if not config.trainer.test:
+        return Outcome(None, None, parts, tested, training.scored)
+    if world.is_first:
+        test = {**run.manifest["test"], "openings": run.manifest["test"]["openings"] + 1}
+        run.update(test=test)  # written before the images are seen, so that no opening goes uncounted
+    portion = parts.test.open()
+    logits = training.logits(portion.images.to(training.setting.compute.device)).cpu()
+    report = score(logits, portion.targets, data.classes, parts.test.official)
+    return Outcome(report, logits, parts, tested, training.scored)
+
+
+def _finish(run: runs.RunDirectory, training: Training, tested: str) -> None:
+    progress = training.progress
+    best = {"epoch": progress.best_epoch, "val_accuracy": progress.best_accuracy} if progress.best_epoch else None
+    run.update(
+        best=best,
+        tested=tested,
+        ended=progress.ended or "epochs",
+        weights=checkpoint.tensor_hash(training.scored.state_dict()),
+        timing={
+            "training": round(sum(row["seconds"] for row in progress.rows), 3),
+            "total": round(training.setting.clock.elapsed(), 3),
+            "max_time": training.config.trainer.max_time,
+        },
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

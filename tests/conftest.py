@@ -1,0 +1,100 @@
+"""Fixtures: the command line in this process or another, tiny runs, and the real images where they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from cifarbench.cli import main
+from cifarbench.commands.hydra_app import compose
+from cifarbench.config.load import load
+from cifarbench.config.schema import TrainConfig
+
+TINY = [
+    "data=synthetic",
+    "data.size=1200",
+    "model=simple_cnn",
+    "model.first_widths=[8,8]",
+    "model.second_widths=[8,8]",
+    "model.spatial_dropout=[0.0,0.0]",
+    "trainer.epochs=2",
+    "trainer.progress=plain",
+]
+
+
+class Result(NamedTuple):
+    """What a command ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch) -> Callable[..., Result]:
+    """Run a command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        threads = torch.get_num_threads()
+        capsys.readouterr()
+        try:
+            code = main(list(arguments))
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
+        torch.set_num_threads(threads)
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line for another process."""
+    return [sys.executable, "-m", "cifarbench", *arguments]
+
+
+def shell(*arguments: str, cwd: Path, timeout: float = 120, **environment: str) -> Result:
+    """Run a command line in another process."""
+    done = subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def tiny_config(*overrides: str) -> TrainConfig:
+    """The checked config of a tiny run."""
+    return load(TrainConfig, compose("train", [*TINY, *overrides]))
+
+
+def rows_of(run: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what the clock wrote."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def manifest_of(run: Path) -> dict:
+    """The content of run.json."""
+    return json.loads((run / "run.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def cifar10_root() -> str:
+    """The folder of the real images; the test is skipped where it is not."""
+    root = os.environ.get("CIFARBENCH_DATA", "")
+    if not (Path(root) / "cifar-10-batches-py" / "test_batch").is_file() or not root:
+        pytest.skip("needs the real CIFAR-10: set CIFARBENCH_DATA to its folder")
+    return root

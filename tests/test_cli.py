@@ -1,0 +1,155 @@
+"""The command line as a user types it: help, speed, Hydra's grammar, completion."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cifarbench.commands.hydra_app import conf_dir
+from cifarbench.config.load import CHOICES
+from cifarbench.config.schema import SplitConfig, TrainerConfig
+from conftest import TINY, command, manifest_of, shell
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--help"], 0), (["--version"], 0), (["trian"], 2), (["train", "model=vgh"], 2), (["train", "optm=adamw"], 2)],
+)
+def test_answers_without_work_come_fast(tmp_path, arguments, code):
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert shell(*arguments, cwd=tmp_path).code == code
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5 * float(os.environ.get("CIFARBENCH_SLOW_MACHINE", "1"))
+
+
+def test_import_and_composition_do_not_import_torch(tmp_path):
+    code = (
+        "import sys; from cifarbench.cli import main; import cifarbench.commands.help; "
+        "main(['train', '--help']); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+
+
+def test_a_misspelt_verb_is_told_the_nearest(cli):
+    result = cli("trian")
+    assert result.code == 2
+    assert 'Did you mean "train"' in result.err
+
+
+def test_help_lists_every_option_and_every_key_with_its_sentence(cli):
+    result = cli("train", "--help")
+    assert result.code == 0
+    text = " ".join(result.out.split())
+    for path in conf_dir().glob("*/*.yaml"):
+        assert f" {path.stem} " in text, path
+    sections = [("trainer", TrainerConfig), ("split", SplitConfig)]
+    sections += [(name, cls) for name, table in CHOICES.items() for cls in table.values()]
+    for section, cls in sections:
+        for field in dataclasses.fields(cls):
+            if field.name == "name" and section in CHOICES:
+                continue  # the option itself
+            rule = field.metadata["rule"]
+            assert " ".join(rule.sentence.split()) in text, (section, field.name)
+            assert f"{section}.{field.name}=" in text, (section, field.name)
+    assert "trainer.epochs=20" in text
+    assert "(epochs; at least 1" in text
+
+
+def test_help_follows_what_is_chosen(cli):
+    assert "trainer.epochs=3" in cli("train", "trainer=quick", "--help").out
+
+
+def test_cfg_job_shows_the_composed_config(cli):
+    result = cli("train", "model=vgg", "optim.lr=0.25", "--cfg", "job")
+    assert result.code == 0
+    assert "name: vgg" in result.out
+    assert "lr: 0.25" in result.out
+
+
+def test_info_and_hydra_help_answer(cli):
+    assert "Defaults Tree" in cli("train", "--info", "defaults-tree").out
+    assert "--multirun" in cli("train", "--hydra-help").out
+
+
+def test_a_config_dir_of_ones_own_adds_options(cli, tmp_path):
+    (tmp_path / "mine" / "trainer").mkdir(parents=True)
+    (tmp_path / "mine" / "trainer" / "tiny.yaml").write_text("defaults: [default, _self_]\nepochs: 7\n")
+    result = cli("train", "--config-dir", str(tmp_path / "mine"), "trainer=tiny", "--cfg", "job")
+    assert "epochs: 7" in result.out
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("cifarbench tr", "train"),
+        ("cifarbench train mod", "model="),
+        ("cifarbench train model=", "model=vgg"),
+        ("cifarbench train trainer.ep", "trainer.epochs="),
+    ],
+)
+def test_completion_offers_verbs_groups_options_and_keys(tmp_path, line, expected):
+    environment = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    assert expected in shell("-sc", "query=bash", cwd=tmp_path, **environment).out.split()
+
+
+def test_the_completion_script_is_bash(tmp_path):
+    script = shell("-sc", "install=bash", cwd=tmp_path)
+    assert script.code == 0
+    assert subprocess.run(["bash", "-n"], input=script.out, text=True, check=False).returncode == 0
+    assert "complete" in script.out
+
+
+def test_a_multirun_gives_each_job_a_directory(cli, tmp_path):
+    result = cli("train", "-m", *TINY, "trainer.epochs=1", "seed=1,2", "hydra.sweep.dir=sweep")
+    assert result.code == 0, result.err
+    runs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [manifest_of(run)["seed"] for run in runs] == [1, 2]
+    assert all("seed=" in run.name for run in runs)
+
+
+def test_a_failing_job_does_not_stop_a_multirun(cli, tmp_path):
+    result = cli("train", "-m", *TINY, "trainer.epochs=1", "optim.lr=0.1,-1,0.2", "hydra.sweep.dir=sweep")
+    assert result.code == 1
+    assert "optim.lr" in result.err
+    assert "1 of 3 jobs failed" in result.err
+    assert len(list(tmp_path.glob("sweep/*/test.json"))) == 2
+
+
+def test_fifty_names_in_one_second_differ():
+    from cifarbench.runs import run_name
+
+    assert len({run_name("vgg") for _ in range(50)}) == 50
+
+
+def test_names_cannot_leave_their_folder():
+    from cifarbench.runs import job_label, run_name
+
+    for hostile in ("../../x", "a/b", "$(touch x)", "..", "é" * 300):
+        assert "/" not in run_name(hostile)
+        assert ".." not in run_name(hostile)
+        assert job_label(hostile) not in (".", "..", "")
+        assert len(job_label(hostile)) <= 100
+
+
+def test_a_bug_is_called_a_bug_and_debug_shows_the_traceback(cli, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("the hamster is tired")
+
+    monkeypatch.setattr("cifarbench.commands.data.run", broken)
+    result = cli("data", "check")
+    assert result.code == 1
+    assert "a bug: RuntimeError: the hamster is tired" in result.err
+    with pytest.raises(RuntimeError):
+        cli("data", "check", "--debug")
+
+
+def test_module_and_script_are_the_same_command(tmp_path):
+    done = subprocess.run(command("--version"), cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("cifarbench ")

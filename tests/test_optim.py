@@ -1,0 +1,83 @@
+"""Optimizers: which parameters decay, and steps against the formulas in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from cifarbench.commands.hydra_app import compose
+from cifarbench.config.load import load
+from cifarbench.config.schema import TrainConfig
+from cifarbench.optim.optimizers import build_optimizer, parameter_groups
+
+
+def optim_config(*overrides: str):
+    return load(TrainConfig, compose("train", list(overrides))).optim
+
+
+def small_net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+
+
+def test_biases_and_norms_do_not_decay_unless_asked():
+    model = small_net()
+    weights, small = parameter_groups(model, optim_config("optim=sgd"))
+    assert {id(p) for p in weights["params"]} == {id(model[0].weight), id(model[3].weight)}
+    assert len(small["params"]) == 4
+    assert (weights["weight_decay"], small["weight_decay"]) == (0.0005, 0.0)
+    _, small = parameter_groups(model, optim_config("optim=sgd", "optim.decay_norm_bias=true"))
+    assert small["weight_decay"] == 0.0005
+
+
+def sgd(p, grads, lr, decay, momentum=0.9):
+    velocity = torch.zeros_like(p)
+    for index, grad in enumerate(grads):
+        grad = grad + decay * p
+        velocity = grad if index == 0 else momentum * velocity + grad
+        p = p - lr * (grad + momentum * velocity)
+    return p
+
+
+def adam(p, grads, lr, decay, decoupled, betas=(0.9, 0.999), eps=1e-8):
+    mean, square = torch.zeros_like(p), torch.zeros_like(p)
+    for step, grad in enumerate(grads, 1):
+        if decoupled:
+            p = p * (1 - lr * decay)
+        else:
+            grad = grad + decay * p
+        mean, square = betas[0] * mean + (1 - betas[0]) * grad, betas[1] * square + (1 - betas[1]) * grad**2
+        p = p - lr * (mean / (1 - betas[0] ** step)) / ((square / (1 - betas[1] ** step)).sqrt() + eps)
+    return p
+
+
+def rmsprop(p, grads, lr, decay, alpha=0.99, momentum=0.9, eps=1e-8):
+    square, velocity = torch.zeros_like(p), torch.zeros_like(p)
+    for grad in grads:
+        grad = grad + decay * p
+        square = alpha * square + (1 - alpha) * grad**2
+        velocity = momentum * velocity + grad / (square.sqrt() + eps)
+        p = p - lr * velocity
+    return p
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("sgd", lambda p, g: sgd(p, g, 0.01, 0.1)),
+        ("adam", lambda p, g: adam(p, g, 0.01, 0.1, False)),
+        ("adamw", lambda p, g: adam(p, g, 0.01, 0.1, True)),
+        ("rmsprop", lambda p, g: rmsprop(p, g, 0.01, 0.1)),
+    ],
+)
+def test_steps_follow_the_papers(name, formula):
+    torch.manual_seed(0)
+    layer = nn.Linear(5, 4, bias=False)
+    config = optim_config(f"optim={name}", "optim.lr=0.01", "optim.weight_decay=0.1")
+    optimizer = build_optimizer(layer, config, torch.device("cpu"))
+    grads = [torch.randn(4, 5) for _ in range(6)]
+    expected = formula(layer.weight.detach().double(), [grad.double() for grad in grads])
+    for grad in grads:
+        layer.weight.grad = grad.clone()
+        optimizer.step()
+    torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-4, atol=1e-6)
