@@ -95,9 +95,11 @@ def _explain(error: Exception) -> tuple[str, int]:
     name = type(error).__name__
     if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return "out of memory; take a smaller `trainer.batch_size`, or set `trainer.micro_batch`.", 5
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"{error.filename or 'the disk'}: {error.strerror}; free space or choose another folder.", 5
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"a path is too long: {error.strerror}; choose a shorter one.", 2
+    if isinstance(error, OSError) and error.errno and error.filename:
+        return f"{error.filename}: {error.strerror}; free space, or choose another folder or file.", 5
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f"the disk: {error.strerror}; free space or choose another folder.", 5
     where = "; add --debug for the traceback, and please report it."
     return f"a bug: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}{where}", 1

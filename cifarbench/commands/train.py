@@ -54,7 +54,9 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
             return 0
         world = distributed.join()
         world.tell((to_plain(config), str(directory)))
-        return _train(config, holder, world, started, overrides)
+        code = _train(config, holder, world, started, overrides)
+        distributed.leave(together=True)
+        return code
     finally:
         distributed.leave()
         holder.release()
@@ -74,7 +76,9 @@ def follow() -> int:
     load_plugins(values["plugins"])
     config = load(TrainConfig, values)
     try:
-        train(config, load_images(config.data), runs.RunDirectory(Path(directory)), Observer(), world, Clock(started=started))
+        data = load_images(config.data)
+        train(config, data, runs.RunDirectory(Path(directory)), Observer(), world, Clock(started=started))
+        distributed.leave(together=True)
     finally:
         distributed.leave()
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import os
@@ -10,6 +11,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from cifarbench.errors import IntegrityError, ResourceError
 
 _CHUNK = 1 << 18
 _TIMEOUT_SECONDS = 30
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def fetch_archive(
@@ -44,32 +47,56 @@ def fetch_archive(
 
     Raises:
         ResourceError: no mirror gave the archive; the message says what each answered.
+        OSError: the disk is full, or `folder` cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     archive, part = folder / "archive.tar.gz", folder / "archive.tar.gz.part"
     with FileLock(folder / ".fetch.lock"):
         if is_there():
             return
-        answers = []
-        for mirror in () if _md5(archive) == md5 else mirrors:
-            try:
-                _download(mirror, part, size, say)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if isinstance(error, OSError) and error.filename:
-                    raise
-                answers.append(f"{mirror}: {error}")
-                say(f"{mirror}: {error}; trying the next mirror")
-                continue
-            if _md5(part) == md5:
-                os.replace(part, archive)
-                break
-            part.unlink()
-            answers.append(f"{mirror}: its file has another MD5 than the published one")
-            say(answers[-1])
-        if not archive.is_file():
-            raise ResourceError(f"no mirror gave the dataset ({'; '.join(answers) or 'none is named'}). {by_hand}")
+        if _md5(archive) != md5:
+            archive.unlink(missing_ok=True)
+            answers = _ask(mirrors, part, archive, md5, size, say)
+            if not archive.is_file():
+                raise ResourceError(f"no mirror gave the dataset ({'; '.join(answers) or 'none is named'}). {by_hand}")
         unpack_into(archive, folder)
         archive.unlink()
+
+
+def _ask(
+    mirrors: Sequence[str], part: Path, archive: Path, md5: str, size: int, say: Callable[[str], None]
+) -> list[str]:
+    """Download `archive` from the first mirror that gives it; returns what the others answered."""
+    answers = []
+    for mirror in mirrors:
+        try:
+            _download_verified(mirror, part, md5, size, say)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if _is_local(error):
+                raise
+            answers.append(f"{mirror}: {error}")
+            say(answers[-1])
+        else:
+            os.replace(part, archive)
+            break
+    return answers
+
+
+def _is_local(error: Exception) -> bool:
+    """Whether it is this machine's disk that failed: an HTTPError names a file too, its address."""
+    return isinstance(error, OSError) and not isinstance(error, urllib.error.URLError) and error.filename is not None
+
+
+def _download_verified(address: str, part: Path, md5: str, size: int, say: Callable[[str], None]) -> None:
+    """Complete `part` from `address`; where that gives another file, start over, as its beginning may be another's."""
+    begun = part.exists()
+    _download(address, part, size, say)
+    if begun and _md5(part) != md5:
+        part.unlink()
+        _download(address, part, size, say)
+    if _md5(part) != md5:
+        part.unlink()
+        raise ValueError("its file has another MD5 than the published one")
 
 
 def _md5(path: Path) -> str:
@@ -95,8 +122,13 @@ def _download(address: str, part: Path, size: int, say: Callable[[str], None]) -
             raise ValueError("it answered with a web page instead of the archive")
         resumed = answer.status == 206
         say(f"fetching {address}{f', from byte {have:,}' if resumed else ''}")
-        with part.open("ab" if resumed else "wb") as file:
-            _copy(answer, file, have if resumed else 0, size, say)
+        try:
+            with part.open("ab" if resumed else "wb") as file:
+                _copy(answer, file, have if resumed else 0, size, say)
+        except OSError as error:
+            if error.errno in _FULL:  # a failed write does not say to which file
+                error.filename = str(part)
+            raise
     if part.stat().st_size < size:
         raise ValueError(f"the transfer ended after {part.stat().st_size:,} of {size:,} bytes")
 
@@ -127,7 +159,7 @@ def unpack(archive: Path, folder: Path, inside: str, names: set[str]) -> None:
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
                 _unpack_member(tar, member, allowed, inside, fresh)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise IntegrityError(f"{archive} is no whole tar archive ({error}); delete it and fetch again.") from error
     finally:
         if fresh.exists() and not any(fresh.iterdir()):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,12 +89,9 @@ def join() -> World:
     return World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def leave() -> None:
-    """Leave the process group, where one was joined."""
+def leave(together: bool = False) -> None:
+    """Leave the process group, where one was joined; `together`: once every process is ready to."""
     if dist.is_available() and dist.is_initialized():
+        if together:
+            dist.barrier()
         dist.destroy_process_group()
-
-
-def sum_counts(world: World, counts: Iterable[float]) -> list[float]:
-    """The sums of plain numbers over the processes."""
-    return world.total(torch.tensor(list(counts), dtype=torch.float64)).tolist()

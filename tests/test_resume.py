@@ -1,0 +1,178 @@
+"""Kill, stop and resume: the end is bit for bit that of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cifarbench.training.checkpoint import load, tensor_hash
+from conftest import TINY, command, manifest_of, rows_of, shell
+
+RICH = [
+    *TINY,
+    "augment=mixup",
+    "scheduler=onecycle",
+    "trainer.ema=0.95",
+    "trainer.epochs=4",
+    "trainer.checkpoint_every=2",
+    "model.dropout=0.2",
+    "trainer.tensorboard=false",
+]
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    log = (folder / "log").open("a")
+    process = subprocess.Popen(command("train", *arguments), cwd=folder, stdout=log, stderr=log)
+    log.close()
+    return process
+
+
+def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+    """Wait until the run's checkpoint is at `step` or later, or the process has ended."""
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        path = run / "checkpoints" / "last.pt"
+        if path.exists() and load(path)["progress"]["step"] >= step:
+            return
+        time.sleep(0.02)
+
+
+def state(run: Path) -> dict:
+    return load(run / "checkpoints" / "last.pt")
+
+
+def assert_same_end(run: Path, reference: Path) -> None:
+    ours, theirs = state(run), state(reference)
+    for part in ("model", "ema"):
+        assert tensor_hash(ours[part]) == tensor_hash(theirs[part]), part
+    for index, slots in theirs["optimizer"]["state"].items():
+        for name, value in slots.items():
+            assert torch.equal(torch.as_tensor(ours["optimizer"]["state"][index][name]), torch.as_tensor(value)), name
+    assert rows_of(run) == rows_of(reference)
+    assert manifest_of(run)["test"]["accuracy"] == manifest_of(reference)["test"]["accuracy"]
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(tmp_path, optim):
+    arguments = [*RICH, f"optim={optim}"]
+    assert shell("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path).code == 0
+    draw = random.Random(os.urandom(8))
+    steps = sorted(draw.sample(range(2, 28), 2))
+    for step in steps:
+        process = start(tmp_path, *arguments, "hydra.run.dir=killed")
+        wait_for_step(process, tmp_path / "killed", step)
+        time.sleep(draw.random() * 0.1)
+        process.kill()
+        process.wait()
+    resumed = shell("train", *arguments, "hydra.run.dir=killed", cwd=tmp_path)
+    assert resumed.code == 0, (steps, resumed.err)
+    assert "resumed from" in resumed.out
+    assert_same_end(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_its_directory_alone(tmp_path, number, code):
+    arguments = [*RICH, "trainer.checkpoint_every=0", "data.size=2400"]
+    process = start(tmp_path, *arguments, "hydra.run.dir=run")
+    wait_for_step(process, tmp_path / "run", 1)
+    process.send_signal(number)
+    assert process.wait(timeout=30) == code
+    assert manifest_of(tmp_path / "run")["status"] == "interrupted"
+    assert "trainer.resume=run" in (tmp_path / "log").read_text()
+    stopped_at = state(tmp_path / "run")["progress"]["step"]
+    resumed = shell("train", "trainer.resume=run", cwd=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert f"after step {stopped_at}" in resumed.out
+    if number == signal.SIGTERM:
+        assert shell("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path).code == 0
+        assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.fixture
+def finished(cli, tmp_path) -> Path:
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    return tmp_path / "run"
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_resuming_a_finished_run_changes_nothing(cli, finished):
+    before = snapshot(finished)
+    for arguments in ([*TINY, "hydra.run.dir=run"], ["trainer.resume=run"], ["trainer.resume=run/checkpoints/last.pt"]):
+        result = cli("train", *arguments)
+        assert result.code == 0
+        assert "already complete" in result.out
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize("other", ["optim.lr=0.2", "model=vgg", "split=official", "seed=5"])
+def test_resuming_with_another_config_is_refused_and_the_difference_named(cli, finished, other):
+    manifest = json.loads((finished / "run.json").read_text())
+    for status in ("completed", "interrupted"):
+        (finished / "run.json").write_text(json.dumps({**manifest, "status": status}))
+        arguments = [argument for argument in TINY if not (other == "model=vgg" and argument.startswith("model"))]
+        result = cli("train", *arguments, other, "hydra.run.dir=run")
+        assert result.code == 3, result
+        assert {"model=vgg": "vgg", "split=official": "official"}.get(other, other.split("=")[0]) in result.err
+
+
+def test_resuming_by_directory_with_one_other_key_is_refused(cli, finished):
+    result = cli("train", "trainer.resume=run", "optim.lr=0.3")
+    assert result.code == 3
+    assert "`optim.lr`: 0.1 in the run, 0.3 asked for" in result.err
+
+
+def test_resume_never_refuses_a_directory_with_a_run(cli, finished):
+    result = cli("train", *TINY, "hydra.run.dir=run", "trainer.resume=never")
+    assert result.code == 2
+    assert "already holds a run" in result.err
+
+
+def test_a_damaged_last_checkpoint_is_named_and_the_best_one_used(cli, finished):
+    whole = tensor_hash(load(finished / "checkpoints" / "last.pt")["model"])
+    (finished / "checkpoints" / "last.pt").write_bytes(b"")
+    manifest = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    result = cli("train", *TINY, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert "last.pt is damaged" in result.out
+    assert tensor_hash(load(finished / "checkpoints" / "last.pt")["model"]) == whole
+
+
+def test_a_run_with_no_readable_checkpoint_is_exit_3(cli, finished):
+    for name in ("last", "best"):
+        (finished / "checkpoints" / f"{name}.pt").write_bytes(b"PK")
+    manifest = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    result = cli("train", *TINY, "hydra.run.dir=run")
+    assert result.code == 3
+    assert "last.pt" in result.err
+
+
+def test_rows_after_the_checkpoint_are_not_doubled(cli, finished):
+    rows = rows_of(finished)
+    with (finished / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "step": 99}\n{"epo')
+    manifest = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    assert rows_of(finished) == rows
+
+
+def test_a_second_sigint_ends_at_once_and_the_old_checkpoint_stays(tmp_path):
+    process = start(tmp_path, *RICH, "trainer.epochs=500", "hydra.run.dir=run")
+    wait_for_step(process, tmp_path / "run", 3)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    assert state(tmp_path / "run")["progress"]["step"] >= 3

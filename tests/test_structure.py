@@ -1,0 +1,64 @@
+"""The rooms: which may import which, and that importing does no work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cifarbench
+
+PACKAGE = Path(cifarbench.__file__).parent
+# Each room may import those to its right; `config`, `errors`, `seeds` are for all.
+ALLOWED = {
+    "config": set(),
+    "models": set(),
+    "data": set(),
+    "optim": set(),
+    "compute": set(),
+    "runs": set(),
+    "evaluation": {"data", "models", "compute"},
+    "training": {"data", "models", "optim", "evaluation", "compute", "runs"},
+    "reporting": {"data", "evaluation", "training", "runs"},
+    "commands": {"data", "models", "evaluation", "training", "reporting", "compute", "runs"},
+}
+COMMON = {"config", "errors", "seeds", "__version__"}
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms that a file imports, at its top or inside a function."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "cifarbench":
+            parts = (node.module or "").split(".")
+            rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            rooms |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("cifarbench.")}
+    return rooms
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_imports_point_one_way(room):
+    files = list((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+    common = COMMON - {"config"} if room == "models" else COMMON
+    for path in files:
+        forbidden = imports(path) - ALLOWED[room] - common - {room}
+        assert not forbidden, f"{path.name} imports {forbidden}"
+
+
+def test_every_room_is_in_the_list():
+    rooms = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert rooms - {"__init__", "__main__", "cli", "errors", "seeds"} == set(ALLOWED)
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, cifarbench, cifarbench.config.load; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_file_is_longer_than_a_reader_can_hold():
+    lengths = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert max(lengths.values()) <= 400, sorted(lengths.items(), key=lambda item: -item[1])[:3]

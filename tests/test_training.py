@@ -1,0 +1,343 @@
+"""A training run: what it leaves behind, what changes its weights, and what must not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from cifarbench import runs
+from cifarbench.config.schema import TrainConfig
+from cifarbench.data.dataset import ImageSet, image_set
+from cifarbench.data.load import load_images
+from cifarbench.data.split import split
+from cifarbench.training.checkpoint import load, tensor_hash
+from cifarbench.training.clock import Clock
+from cifarbench.training.distributed import World
+from cifarbench.training.observer import Observer, StepReport
+from cifarbench.training.session import Outcome, train
+from conftest import TINY, manifest_of, rows_of, tiny_config
+
+RUN_KEYS = {
+    *("schema", "status", "dataset", "split", "model", "seed", "environment", "timing", "best", "test"),
+}
+ROW_KEYS = [
+    *("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"),
+    *("images_per_second", "seconds"),
+]
+CHECKPOINT_KEYS = {"model", "optimizer", "scheduler", "ema", "rng", "progress", "config", "passport"}
+
+
+def fit(config: TrainConfig, folder: Path, data: ImageSet | None = None, observer: Observer | None = None) -> Outcome:
+    """Train in `folder` without the command line."""
+    run = runs.RunDirectory(folder)
+    run.acquire()
+    try:
+        return train(config, data or load_images(config.data), run, observer or Observer(), World(), Clock())
+    finally:
+        run.release()
+
+
+def weights_of(folder: Path, name: str = "last") -> str:
+    return tensor_hash(load(folder / "checkpoints" / f"{name}.pt")["model"])
+
+
+def test_a_run_leaves_every_file_of_the_contract(cli, tmp_path):
+    result = cli("train", *TINY, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    run = tmp_path / "run"
+    manifest = manifest_of(run)
+    assert manifest.keys() >= RUN_KEYS
+    assert manifest["status"] == "completed"
+    counts = {"trainable": 960, "train": 864, "val": 96, "test": 240}
+    assert {name: manifest["split"][name] for name in counts} == counts
+    assert manifest["test"]["openings"] == 1
+    assert manifest["dataset"]["name"] == "synthetic"
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["epochs"] == 2
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [list(line) for line in lines] == [ROW_KEYS] * 2
+    assert [line["step"] for line in lines] == [7, 14]
+    test = json.loads((run / "test.json").read_text())
+    assert test["n"] == sum(map(sum, test["confusion_matrix"])) == 240
+    assert manifest["test"]["accuracy"] == test["accuracy"]
+    stored = np.load(run / "predictions.npz")
+    assert stored["logits"].shape == (240, 10)
+    assert stored["indices"].tolist() == list(range(960, 1200))
+    assert float((stored["logits"].argmax(1) == stored["targets"]).mean()) == pytest.approx(test["accuracy"])
+    assert (run / "confusion_matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert len((run / "confusion_matrix.csv").read_text().splitlines()) == 11
+    for name in ("last", "best"):
+        assert torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True).keys() >= CHECKPOINT_KEYS
+    assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_a_small_network_learns(tmp_path):
+    config = tiny_config("data.size=3000", "model.first_widths=[16,32]", "model.second_widths=[16,32]",
+                         "trainer.epochs=10", "optim.lr=0.2", "augment=flip", "trainer.batch_size=64")  # fmt: skip
+    outcome = fit(config, tmp_path / "run")
+    rows = rows_of_checkpoint(tmp_path / "run")
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.3
+    assert outcome.report["accuracy"] > 0.2
+
+
+def rows_of_checkpoint(folder: Path) -> list[dict]:
+    return load(folder / "checkpoints" / "last.pt")["progress"]["rows"]
+
+
+def test_one_batch_can_be_learnt_by_heart(cli, tmp_path):
+    result = cli("train", *TINY, "debug=overfit_batch", "trainer.epochs=8", "trainer.batch_size=32",
+                 "model.first_widths=[32,64]", "model.second_widths=[32,64]", "hydra.run.dir=run")  # fmt: skip
+    assert result.code == 0, result.err
+    rows = rows_of(tmp_path / "run")
+    assert rows[-1]["train_accuracy"] == 1.0
+    assert rows[-1]["train_loss"] < 0.1
+    assert manifest_of(tmp_path / "run")["test"]["openings"] == 0
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw"])
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path, optim):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        fit(tiny_config(f"optim={optim}", f"seed={seed}", "trainer.epochs=1"), tmp_path / name)
+    assert weights_of(tmp_path / "a") == weights_of(tmp_path / "b") != weights_of(tmp_path / "c")
+
+
+def test_what_is_watched_does_not_change_the_weights(cli, tmp_path):
+    common = [*TINY, "model.dropout=0.1", "trainer.ema=0.9"]
+    assert cli("train", *common, "hydra.run.dir=a").code == 0
+    assert cli("train", *common, "hydra.run.dir=b", "trainer.tensorboard=false", "trainer.progress=none").code == 0
+    assert cli("train", *common, "hydra.run.dir=c", "trainer.validate_every=0", "trainer.test=false").code == 0
+    assert cli("train", *common, "hydra.run.dir=d", "trainer.checkpoint_every=3", "trainer.progress=live").code == 0
+    assert len({weights_of(tmp_path / name) for name in "abcd"}) == 1
+
+
+# --- the seal --------------------------------------------------------------------------------------------------------
+
+
+def leaky_config() -> TrainConfig:
+    return tiny_config("augment=strong", "trainer.ema=0.9", "scheduler=plateau", "trainer.early_stopping=5")
+
+
+def test_noise_in_place_of_the_test_images_leaves_weights_and_statistics_identical(tmp_path):
+    config = leaky_config()
+    data = load_images(config.data)
+    test = split(data, config.split).test.indices
+    images = data.images.clone()
+    images[test] = torch.randint(0, 256, images[test].shape, dtype=torch.uint8)
+    fit(config, tmp_path / "real", data)
+    fit(config, tmp_path / "noise", image_set(data.name, images, data.targets, data.classes))
+    real, noise = (load(tmp_path / name / "checkpoints" / "last.pt") for name in ("real", "noise"))
+    assert tensor_hash(real["model"]) == tensor_hash(noise["model"])
+    assert tensor_hash(real["ema"]) == tensor_hash(noise["ema"])
+    assert real["passport"]["mean"] == noise["passport"]["mean"]
+    assert real["progress"]["best_epoch"] == noise["progress"]["best_epoch"]
+    assert real["passport"]["split"]["fingerprint"] != noise["passport"]["split"]["fingerprint"]
+
+
+def test_permuted_test_labels_leave_weights_and_the_best_epoch_identical(tmp_path):
+    config = leaky_config()
+    data = load_images(config.data)
+    test = split(data, config.split).test.indices
+    targets = data.targets.clone()
+    targets[test] = targets[test].roll(1) + 1
+    targets %= 10
+    first = fit(config, tmp_path / "real", data)
+    second = fit(config, tmp_path / "permuted", image_set(data.name, data.images, targets, data.classes))
+    assert weights_of(tmp_path / "real", "best") == weights_of(tmp_path / "permuted", "best")
+    assert manifest_of(tmp_path / "real")["best"] == manifest_of(tmp_path / "permuted")["best"]
+    assert first.report["accuracy"] != second.report["accuracy"]
+
+
+def test_no_step_touches_a_test_image(tmp_path, monkeypatch):
+    from cifarbench.training import loop
+
+    touched: set[int] = set()
+    original = loop.Draws
+
+    def recording(seed, epoch, images):
+        touched.update(images.tolist())
+        return original(seed, epoch, images)
+
+    monkeypatch.setattr(loop, "Draws", recording)
+    config = tiny_config("augment=mixup")
+    fit(config, tmp_path / "run")
+    parts = split(load_images(config.data), config.split)
+    assert touched == set(parts.train.indices.tolist())
+    assert not touched & set(parts.test.indices.tolist())
+    assert not touched & set(parts.val.indices.tolist())
+
+
+# --- options of the loop ---------------------------------------------------------------------------------------------
+
+
+PLAIN = ["model.norm=none", "model.bias=true", "trainer.precision=fp32", "trainer.epochs=1", "optim.lr=0.01"]
+
+
+def state_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load(folder / "checkpoints" / "last.pt")["model"]
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path):
+    fit(tiny_config(*PLAIN), tmp_path / "whole")
+    fit(tiny_config(*PLAIN, "trainer.micro_batch=50"), tmp_path / "parts")
+    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-5) for name in whole)
+    assert tensor_hash(whole) != tensor_hash(parts), "the option did nothing"
+
+
+class Weights(Observer):
+    """Keeps a copy of the first layer after each step."""
+
+    def __init__(self) -> None:
+        self.history: list[torch.Tensor] = []
+        self.rates: list[float] = []
+
+    def start(self, facts, model: nn.Module) -> None:
+        self.model = model
+
+    def step(self, report: StepReport) -> None:
+        self.history.append(next(self.model.parameters()).detach().clone())
+        self.rates.append(report.lr)
+
+
+def test_ema_is_the_weighted_mean_of_all_steps(tmp_path):
+    watch = Weights()
+    fit(tiny_config("trainer.ema=0.8", "trainer.epochs=1"), tmp_path / "run", observer=watch)
+    mean = watch.history[0].double()
+    for weights in watch.history[1:]:
+        mean = 0.8 * mean + 0.2 * weights.double()
+    stored = load(tmp_path / "run" / "checkpoints" / "last.pt")["ema"]
+    first = next(value for name, value in stored.items() if name != "n_averaged")
+    torch.testing.assert_close(first.double(), mean, rtol=1e-4, atol=1e-6)
+
+
+def test_clipping_bounds_the_update(tmp_path):
+    watch = Weights()
+    plain = ["optim.momentum=0", "optim.nesterov=false", "optim.weight_decay=0", "scheduler=constant"]
+    config = tiny_config(*plain, "trainer.clip_norm=0.001", "trainer.epochs=1")
+    fit(config, tmp_path / "run", observer=watch)
+    moves = [(b - a).norm().item() for a, b in zip(watch.history, watch.history[1:], strict=False)]
+    assert max(moves) <= 0.1 * 0.001 * 1.01
+    assert max(moves) > 0
+
+
+def test_the_rate_follows_the_schedule(tmp_path):
+    watch = Weights()
+    fit(tiny_config("scheduler=linear", "scheduler.warmup=0%"), tmp_path / "run", observer=watch)
+    assert watch.rates == pytest.approx([0.1 * (1 - step / 14) for step in range(14)])
+
+
+def test_label_smoothing_raises_the_loss_of_a_sure_answer(tmp_path):
+    fit(tiny_config("trainer.epochs=1"), tmp_path / "sharp")
+    fit(tiny_config("trainer.epochs=1", "trainer.label_smoothing=0.2"), tmp_path / "smooth")
+    assert weights_of(tmp_path / "sharp") != weights_of(tmp_path / "smooth")
+
+
+def test_early_stopping_ends_after_its_patience(tmp_path):
+    config = tiny_config("trainer.epochs=30", "trainer.early_stopping=2", "optim.lr=1e-9", "optim.weight_decay=0",
+                         "model.norm=none", "model.bias=true")  # fmt: skip
+    fit(config, tmp_path / "run")
+    rows = rows_of_checkpoint(tmp_path / "run")
+    assert len(rows) == 3, "one best epoch, then two that were no better"
+    assert manifest_of(tmp_path / "run")["ended"] == "early_stopping"
+
+
+def test_best_is_the_first_epoch_of_highest_validation_accuracy(tmp_path):
+    fit(tiny_config("trainer.epochs=4"), tmp_path / "run")
+    accuracies = [row["val_accuracy"] for row in rows_of_checkpoint(tmp_path / "run")]
+    best = accuracies.index(max(accuracies)) + 1
+    assert manifest_of(tmp_path / "run")["best"] == {"epoch": best, "val_accuracy": max(accuracies)}
+    assert load(tmp_path / "run" / "checkpoints" / "best.pt")["progress"]["epoch"] == best
+
+
+def test_without_validation_the_last_epoch_is_tested(tmp_path):
+    outcome = fit(tiny_config("split.val_fraction=0"), tmp_path / "run")
+    assert outcome.tested == "last"
+    assert manifest_of(tmp_path / "run")["best"] is None
+    assert manifest_of(tmp_path / "run")["split"]["train"] == 960
+    assert not (tmp_path / "run" / "checkpoints" / "best.pt").exists()
+
+
+def test_a_time_limit_holds_with_the_test_inside_and_the_rate_near_its_end(cli, tmp_path):
+    import time
+
+    started = time.monotonic()
+    result = cli("train", *TINY, "data.size=2400", "trainer.epochs=100000", "trainer.max_time=15s",
+                 "scheduler=linear", "trainer.tensorboard=false", "hydra.run.dir=run")  # fmt: skip
+    assert result.code == 0, result.err
+    assert time.monotonic() - started < 16
+    manifest = manifest_of(tmp_path / "run")
+    assert manifest["ended"] == "max_time"
+    assert manifest["test"]["accuracy"] is not None
+    assert rows_of(tmp_path / "run")[-1]["lr"] < 0.1 * 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_diverging_run_ends_with_4_within_the_step_and_saves_nothing_of_it(cli, tmp_path, precision):
+    result = cli("train", *TINY, "optim.lr=1000", "scheduler=constant", "model.norm=none", "model.bias=true",
+                 f"trainer.precision={precision}", "optim.momentum=0.99", "trainer.epochs=50",
+                 "hydra.run.dir=run")  # fmt: skip
+    assert result.code == 4, result
+    assert "step" in result.err
+    assert "learning rate 1000" in result.err or "weight" in result.err
+    assert manifest_of(tmp_path / "run")["status"] == "failed"
+    for path in (tmp_path / "run" / "checkpoints").glob("*.pt"):
+        assert all(torch.isfinite(value).all() for value in load(path)["model"].values())
+
+
+def test_a_missing_device_is_exit_5_and_no_other_is_taken(cli):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    result = cli("train", *TINY, "trainer.device=cuda")
+    assert result.code == 5
+    assert "'cuda'" in result.err
+
+
+def test_an_unwritable_output_is_exit_5_before_training(cli, tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in ("/proc/nothing/run", "file/run"):
+        result = cli("train", *TINY, f"hydra.run.dir={folder}")
+        assert result.code == 5, result
+        assert "Traceback" not in result.err
+
+
+def test_a_directory_in_use_is_refused_and_its_holder_named(cli, tmp_path):
+    assert cli("train", *TINY, "trainer.epochs=1", "hydra.run.dir=run").code == 0
+    holder = runs.RunDirectory(tmp_path / "run")
+    holder.acquire()
+    try:
+        result = cli("train", *TINY, "trainer.epochs=1", "hydra.run.dir=run")
+    finally:
+        holder.release()
+    assert result.code == 2
+    assert str(os.getpid()) in result.err
+
+
+def test_a_plugin_adds_a_model_by_one_file(cli, tmp_path):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "from cifarbench.models.registry import register\n"
+        "@register('mynet')\n"
+        "class MyNet(nn.Sequential):\n"
+        "    def __init__(self, *, width: int = 4) -> None:\n"
+        "        super().__init__(nn.Conv2d(3, width, 3), nn.Flatten(), nn.Linear(900 * width, 10))\n"
+    )
+    common = ["data=synthetic", "data.size=600", "trainer.epochs=1", "trainer.progress=none", "hydra.run.dir=run"]
+    result = cli("train", "plugins=[mynet.py]", "model=mynet", "model.width=2", "optim.lr=0.001", *common)
+    assert result.code == 0, result.err
+    assert manifest_of(tmp_path / "run")["model"]["parameters"] == (27 + 1) * 2 + (1800 + 1) * 10
+    assert cli("train", "plugins=[mynet.py]", "model=mynet", "model.widht=2", *common).code == 2
+
+
+def test_a_directory_name_with_odd_characters_works(cli, tmp_path):
+    result = cli("train", *TINY, "trainer.epochs=1", "hydra.run.dir='odd é = name'")
+    assert result.code == 0, result.err
+    assert cli("eval", "run='odd é = name'").code == 0
+    too_long = cli("train", *TINY, f"hydra.run.dir={'x' * 300}")
+    assert too_long.code == 2
+    assert "Traceback" not in too_long.err
