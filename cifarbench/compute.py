@@ -72,7 +72,7 @@ def make_deterministic(wanted: bool) -> None:
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted
     # Filling fresh memory guards against reading it unwritten, which no kernel of ours does; it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def describe(compute: Compute, world_size: int) -> dict[str, str | int]:

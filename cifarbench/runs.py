@@ -96,7 +96,7 @@ class RunDirectory:
         except Timeout:
             holder = read_manifest(self.path).get("process", {})
             raise ConfigError(
-                f"{self.path} is in use by process {holder.get('pid', 'unknown')} on {holder.get('host', 'this host')}; "
+                f"{self.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', 'this host')}; "
                 "wait for it, or choose another hydra.run.dir."
             ) from None
         self.manifest = read_manifest(self.path)
@@ -117,7 +117,12 @@ class RunDirectory:
 
     def begin(self, **entries: Any) -> None:
         """Mark the run as running, by this process and command."""
-        self.update(status="running", command=self.command, process={"pid": os.getpid(), "host": socket.gethostname()}, **entries)
+        self.update(
+            status="running",
+            command=self.command,
+            process={"pid": os.getpid(), "host": socket.gethostname()},
+            **entries,
+        )
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved config as config.yaml."""

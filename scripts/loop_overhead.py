@@ -126,7 +126,9 @@ class Rounds(Observer):
 def measure(name: str, rounds: int, steps: int, parts: Parts, tutorial: Iterator[tuple[Tensor, Tensor]]) -> dict:
     """Rates of the three loops for one model, the first round dropped as warm-up."""
     overrides = [f"model={name}", f"trainer.epochs={rounds + 1}", f"trainer.limit_batches={steps + 1}"]
-    config = load(TrainConfig, compose("train", [*overrides, f"trainer.batch_size={BATCH}", "trainer.validate_every=0"]))
+    config = load(
+        TrainConfig, compose("train", [*overrides, f"trainer.batch_size={BATCH}", "trainer.validate_every=0"])
+    )
     compute = choose_compute("cpu", config.trainer.precision, config.trainer.threads)
     make_deterministic(config.trainer.deterministic)
     stats = channel_statistics(parts.train.images)

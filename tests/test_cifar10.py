@@ -29,7 +29,9 @@ def _text(value: bytes) -> bytes:
 def _dtype() -> bytes:
     """numpy.dtype("u1", 0, 1) with the state (3, "|", None, None, None, -1, -1, 0)."""
     minus_one = b"J\xff\xff\xff\xff"
-    return b"cnumpy\ndtype\n" + _text(b"u1") + b"K\x00K\x01\x87R(K\x03" + _text(b"|") + b"NNN" + minus_one * 2 + b"K\x00tb"
+    return (
+        b"cnumpy\ndtype\n" + _text(b"u1") + b"K\x00K\x01\x87R(K\x03" + _text(b"|") + b"NNN" + minus_one * 2 + b"K\x00tb"
+    )
 
 
 def _array(values: np.ndarray, factory: bytes = b"cnumpy.core.multiarray\n_reconstruct\n") -> bytes:
@@ -190,7 +192,9 @@ def test_the_unpickler_knows_three_names_and_refuses_others(files, tmp_path, mon
 def test_training_on_an_altered_file_exits_3_and_names_it(files, tmp_path, cli):
     folder = write(files, tmp_path / "data")
     (folder / "test_batch").write_bytes(b"altered")
-    result = cli("train", "data=cifar10", f"data.root={tmp_path / 'data'}", "trainer.progress=none", "hydra.run.dir=run")
+    result = cli(
+        "train", "data=cifar10", f"data.root={tmp_path / 'data'}", "trainer.progress=none", "hydra.run.dir=run"
+    )
     assert result.code == 3
     assert str(folder / "test_batch") in result.err
 

@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
+from conftest import TINY, command, manifest_of, shell
 
 from cifarbench.commands.hydra_app import conf_dir
 from cifarbench.config.load import CHOICES
 from cifarbench.config.schema import SplitConfig, TrainerConfig
-from conftest import TINY, command, manifest_of, shell
 
 
 @pytest.mark.parametrize(

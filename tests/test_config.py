@@ -15,9 +15,7 @@ from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import ConfigError
 
 CONF = conf_dir()
-OPTIONS = sorted(
-    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra",)
-)
+OPTIONS = sorted((path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra",))
 
 
 def test_every_group_of_the_contract_has_its_options():
@@ -177,7 +175,7 @@ def test_a_bad_command_line_is_one_sentence_and_exit_2(cli, arguments, words):
     assert all(word in result.err for word in words), result.err
     assert not list(Path.cwd().rglob("*.pt"))
     assert not Path("x").exists()
-    assert not [path for path in Path.cwd().glob("outputs/*/*")], "an empty run directory was left"
+    assert not list(Path.cwd().glob("outputs/*/*")), "an empty run directory was left"
 
 
 def test_differences_name_what_changes_weights_and_nothing_else():

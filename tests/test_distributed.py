@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, manifest_of, rows_of, shell
 
 from cifarbench.training.checkpoint import load
 from cifarbench.training.distributed import World
-from conftest import TINY, manifest_of, rows_of, shell
 
 # Batch statistics are each process's own, so the exact comparison leaves batch normalisation out.
 EXACT = [*TINY, "model.norm=none", "model.bias=true", "trainer.precision=fp32", "optim.lr=0.01", "augment=standard"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -33,7 +34,9 @@ def test_bad_times_are_refused(text):
         seconds(text, "k")
 
 
-@pytest.mark.parametrize(("text", "value"), [("10%", 0.1), ("5epochs", 0.5), ("1 epoch", 0.1), ("50steps", 0.25), ("0%", 0)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("10%", 0.1), ("5epochs", 0.5), ("1 epoch", 0.1), ("50steps", 0.25), ("0%", 0)]
+)
 def test_spans_become_shares_of_the_run(text, value):
     check_span(text, "k")
     assert share(text, LENGTH) == pytest.approx(value)
@@ -104,7 +107,7 @@ def test_warmup_rises_in_a_line_to_the_peak_and_decay_starts_there(name):
     rates = ours(DecayConfig(name=name, warmup="1epoch", final=0.0))
     assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
     assert rates[20] == pytest.approx(1.0)
-    assert all(later < earlier for earlier, later in zip(rates[20:], rates[21:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[20:]))
     assert factor(DecayConfig(name=name, warmup="1epoch", final=0.0), LENGTH)(1.0) == pytest.approx(0, abs=1e-12)
 
 

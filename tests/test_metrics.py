@@ -71,7 +71,10 @@ def test_a_class_that_never_occurs_or_is_never_answered_scores_zero():
     predicted, targets = np.array([0, 0, 2, 2]), np.array([0, 1, 1, 0])
     matrix = confusion_matrix(torch.from_numpy(predicted), torch.from_numpy(targets), 4)
     theirs = np.array(sk.precision_recall_fscore_support(targets, predicted, labels=range(4), zero_division=0)).T
-    ours = [[row[name] for name in ("precision", "recall", "f1", "support")] for row in per_class(matrix, CLASSES[:4]).values()]
+    ours = [
+        [row[name] for name in ("precision", "recall", "f1", "support")]
+        for row in per_class(matrix, CLASSES[:4]).values()
+    ]
     np.testing.assert_allclose(ours, theirs)
 
 
@@ -109,6 +112,14 @@ def test_the_calibration_error_is_that_of_a_loop_over_bins(answers, report):
     assert report["ece"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("number", range(14))
+def test_errors_of_neighbouring_bins_do_not_cancel(number):
+    lower, upper = (number + 0.5) / 15, (number + 1.5) / 15
+    confidences = torch.tensor([[lower], [upper]], dtype=torch.float64)
+    too_sure, too_unsure = lower, 1 - upper
+    assert calibration_error(confidences, torch.tensor([False, True])) == pytest.approx((too_sure + too_unsure) / 2)
+
+
 def test_full_confidence_belongs_to_the_last_bin():
     sure = torch.eye(10, dtype=torch.float64)
     half_right = torch.arange(10) % 2 == 0
@@ -133,7 +144,9 @@ def test_the_wilson_interval_has_the_published_values(hits, count, low, high):
 @pytest.mark.parametrize(("hits", "count"), [(1, 10), (9_312, 10_000), (11_000, 12_000)])
 def test_the_ends_of_the_wilson_interval_solve_its_equation(hits, count):
     for end in wilson_interval(hits, count):
-        assert abs(hits / count - end) == pytest.approx(1.959963984540054 * math.sqrt(end * (1 - end) / count), rel=1e-9)
+        assert abs(hits / count - end) == pytest.approx(
+            1.959963984540054 * math.sqrt(end * (1 - end) / count), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize(("hits", "inside"), [(0, 0.0), (50, 1.0)])
@@ -230,9 +243,7 @@ def moved(images: np.ndarray, by: int) -> np.ndarray:
     out = np.empty_like(images)
     for row in range(6):
         for column in range(6):
-            from_row, from_column = (
-                -at if at < 0 else 10 - at if at > 5 else at for at in (row - by, column - by)
-            )
+            from_row, from_column = (-at if at < 0 else 10 - at if at > 5 else at for at in (row - by, column - by))
             out[:, :, row, column] = images[:, :, from_row, from_column]
     return out
 

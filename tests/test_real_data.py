@@ -8,7 +8,13 @@ from conftest import manifest_of
 
 
 def test_a_short_run_on_the_real_images_leaves_the_contracts_counts(cli, cifar10_root, tmp_path):
-    arguments = ["model=vgg", "optim=adamw", "trainer.epochs=2", "trainer.limit_batches=15", f"data.root={cifar10_root}"]
+    arguments = [
+        "model=vgg",
+        "optim=adamw",
+        "trainer.epochs=2",
+        "trainer.limit_batches=15",
+        f"data.root={cifar10_root}",
+    ]
     result = cli("train", *arguments, "trainer.progress=plain", "hydra.run.dir=run")
     assert result.code == 0, result.err
     manifest = manifest_of(tmp_path / "run")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY, manifest_of, rows_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifarbench.evaluation.metrics import wilson_interval
 from cifarbench.reporting.console import _duration, epoch_table
 from cifarbench.reporting.figures import filter_grid
-from conftest import TINY, manifest_of, rows_of
 
 
 def events_of(run: Path) -> EventAccumulator:
@@ -118,15 +118,21 @@ def test_figures_need_no_display_whatever_the_backend(cli, tmp_path, monkeypatch
     monkeypatch.setenv("MPLBACKEND", "TkAgg")
     monkeypatch.delenv("DISPLAY", raising=False)
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0
-    assert Image.open(tmp_path / "run" / "confusion_matrix.png").size[0] > 600
+    with Image.open(tmp_path / "run" / "confusion_matrix.png") as picture:
+        assert picture.size[0] > 600
 
 
 def test_data_show_draws_samples_before_and_after_augmentation(cli, tmp_path):
     result = cli("data", "show", "data=synthetic", "data.size=600", "augment=cutout", "rows=2")
     assert result.code == 0, result.err
-    before, after = (np.asarray(Image.open(line)) for line in result.out.splitlines() if line.endswith(".png"))
+    before, after = (pixels_of(line) for line in result.out.splitlines() if line.endswith(".png"))
     assert before.shape[1] == after.shape[1]
     assert not np.array_equal(before, after)
+
+
+def pixels_of(path: str) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
 
 
 # --- eval ------------------------------------------------------------------------------------------------------------
@@ -166,7 +172,9 @@ def test_eval_of_the_validation_part_gives_the_recorded_validation_accuracy(cli,
 @pytest.mark.parametrize("tta", ["flip", "multicrop"])
 def test_eval_takes_views(cli, trained, tta):
     assert cli("eval", "checkpoint=run/checkpoints/best.pt", f"tta={tta}").code == 0
-    assert (trained / "eval" / f"best-test-{tta}.json").is_file()
+    left = {path.name for path in (trained / "eval").iterdir()}
+    stem = f"best-test-{tta}"
+    assert left == {f"{stem}.json", f"{stem}-confusion_matrix.csv", f"{stem}-confusion_matrix.png"}
 
 
 def test_eval_on_other_data_is_refused(cli, trained):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, command, manifest_of, rows_of, shell
 
 from cifarbench.training.checkpoint import load, tensor_hash
-from conftest import TINY, command, manifest_of, rows_of, shell
 
 RICH = [
     *TINY,

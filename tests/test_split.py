@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_config
 
 from cifarbench.config.schema import SplitConfig, SyntheticConfig
 from cifarbench.data.batches import epoch_order, steps_per_epoch
@@ -15,7 +16,6 @@ from cifarbench.data.dataset import CLASSES, ImageSet, image_set
 from cifarbench.data.load import load_images
 from cifarbench.data.split import Parts, channel_statistics, split
 from cifarbench.errors import ConfigError
-from conftest import tiny_config
 
 TRAINABLE = {"last20": 48_000, "official": 50_000, "train_last20": 40_000}
 TEST = {"last20": (48_000, 60_000), "official": (50_000, 60_000), "train_last20": (40_000, 50_000)}

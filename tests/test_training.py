@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import TINY, manifest_of, rows_of, tiny_config
 from torch import nn
 
 from cifarbench import runs
@@ -22,7 +23,6 @@ from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.observer import Observer, StepReport
 from cifarbench.training.session import Outcome, train
-from conftest import TINY, manifest_of, rows_of, tiny_config
 
 RUN_KEYS = {
     *("schema", "status", "dataset", "split", "model", "seed", "environment", "timing", "best", "test"),

@@ -51,7 +51,9 @@ def _check(config: DataVerbConfig) -> int:
         print(f"  {state:<8}{folder / cifar10.FOLDER / name}")
     wrong = [name for name, state in rows if state != "ok"]
     if wrong:
-        raise IntegrityError(f"{len(wrong)} of {len(rows)} files are not as published; delete them, then `cifarbench data fetch`.")
+        raise IntegrityError(
+            f"{len(wrong)} of {len(rows)} files are not as published; delete them, then `cifarbench data fetch`."
+        )
     print(f"All {len(rows)} files are as published.")
     return 0
 

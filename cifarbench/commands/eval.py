@@ -85,9 +85,10 @@ def score_checkpoint(
     if layout:
         import torch
 
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     portion, official = _portion(config.portion, parts, home)
-    statistics = (tuple(state["passport"]["mean"]), tuple(state["passport"]["std"]))
+    passport = state["passport"]
+    statistics = (tuple(passport["mean"]), tuple(passport["std"]))
     images = portion.images.to(compute.device)
     logits = predict(model, images, statistics, compute, config.tta, layout)
     report = score(logits, portion.targets, data.classes, official)
@@ -101,11 +102,14 @@ def _trained_config(state: dict[str, Any], path: Path, root: str | None) -> Trai
         trained = load(TrainConfig, state["config"])
     except ConfigError as error:
         raise IntegrityError(
-            f"{path} holds a config that is not ours: {error} If the model is your own, name its file by plugins=[FILE]."
+            f"{path} holds a config that is not ours: {error} If the model is your own, add plugins=[FILE]."
         ) from error
-    if root is not None and trained.data.name == "cifar10":
-        trained = dataclasses.replace(trained, data=dataclasses.replace(trained.data, root=root))
-    return trained
+    if trained.data.name != "cifar10":
+        return trained
+    # A stranger's checkpoint may name a folder to read, whose files are MD5-checked, but no address to fetch from.
+    folder = trained.data.root if trained.data.root and Path(trained.data.root).is_dir() else None
+    data = dataclasses.replace(trained.data, root=root or folder, download=False, mirrors=())
+    return dataclasses.replace(trained, data=data)
 
 
 def _compute(config: EvalConfig, passport: dict[str, Any]) -> Any:
@@ -154,15 +158,21 @@ def _show(
     from rich.console import Console
 
     from cifarbench.reporting.console import result_panel
+    from cifarbench.reporting.results import write_confusion
 
     paths = {"checkpoint": str(path)}
     if home is not None:
         (home / "eval").mkdir(exist_ok=True)
-        target = home / "eval" / f"{path.stem}-{config.portion}-{config.tta}.json"
+        stem = f"{path.stem}-{config.portion}-{config.tta}"
+        target = home / "eval" / f"{stem}.json"
         runs.write_json(target, {**report, "portion": config.portion, "tta": config.tta, "checkpoint": path.name})
+        note = f"{dataset}, {config.portion} images, tta {config.tta}"
+        write_confusion(home / "eval", report, tuple(report["per_class"]), note, f"{stem}-")
         paths["result"] = str(target)
     console = Console(highlight=False)
     console.print(result_panel(report, dataset, paths, config.portion))
     if recorded and recorded.get("accuracy") is not None:
         same = recorded["accuracy"] == report["accuracy"]
-        console.print(f"recorded test accuracy: {recorded['accuracy']:.4%}, {'reproduced exactly' if same else 'not the same'}")
+        console.print(
+            f"recorded test accuracy: {recorded['accuracy']:.4%}, {'reproduced exactly' if same else 'not the same'}"
+        )

@@ -118,13 +118,12 @@ class _in_our_words:  # noqa: N801 - a context manager, read as a phrase
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, SystemExit) and error.code == 2:
+        if error is None or (isinstance(error, SystemExit) and error.code == 2):
             return
         module = type(error).__module__ if error else ""
         if module.startswith(("hydra", "omegaconf", "antlr4", "yaml")) or isinstance(error, ValueError):
-            if isinstance(error, ValueError) and not module.startswith(("hydra", "omegaconf")):
-                if not _raised_by_hydra(error):
-                    return
+            if not module.startswith(("hydra", "omegaconf", "antlr4", "yaml")) and not _raised_by_hydra(error):
+                return
             raise _translate(self.verb, error) from error  # type: ignore[arg-type]
 
 

@@ -59,7 +59,8 @@ def _run_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"`plugins` names {str(path)!r}, which is no file.")
     spec = importlib.util.spec_from_file_location(f"cifarbench_plugin_{path.stem}", path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

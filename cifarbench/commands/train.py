@@ -113,12 +113,16 @@ def _is_complete(holder: runs.RunDirectory, config: TrainConfig) -> bool:
     if not holder.manifest:
         return False
     if config.trainer.resume == "never":
-        raise ConfigError(f"{holder.path} already holds a run and `trainer.resume` is never; choose another hydra.run.dir.")
+        raise ConfigError(
+            f"{holder.path} already holds a run and `trainer.resume` is never; choose another hydra.run.dir."
+        )
     if holder.manifest.get("status") != "completed":
         return False
     lines = differences(load(TrainConfig, runs.read_config(holder.path)), config)
     if lines:
-        raise IntegrityError(f"{runs.shown_path(holder.path)} holds a finished run of another config: {'; '.join(lines)}.")
+        raise IntegrityError(
+            f"{runs.shown_path(holder.path)} holds a finished run of another config: {'; '.join(lines)}."
+        )
     print(f"{runs.shown_path(holder.path)} is already complete; nothing was changed.")
     return True
 

@@ -40,6 +40,13 @@ def check_span(text: str, path: str) -> None:
         raise ConfigError(f"`{path}` is {text!r}; it must be a span like 10%, 5epochs or 200steps, at most 100%.")
 
 
+def span_amount(text: str) -> float:
+    """The number of a checked span, whatever its unit."""
+    match = _SPAN.fullmatch(text)
+    assert match, f"{text!r} was not checked"
+    return float(match[1])
+
+
 def share(text: str, length: RunLength) -> float:
     """The span `text` as a share of the run: 0 at its start, 1 at its end, above 1 beyond it."""
     match = _SPAN.fullmatch(text)

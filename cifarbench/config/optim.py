@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cifarbench.config.durations import check_span
+from cifarbench.config.durations import check_span, span_amount
 from cifarbench.config.keys import key
 from cifarbench.errors import ConfigError
 
@@ -74,7 +74,7 @@ class StepConfig(_Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_span(self.every, "scheduler.every")
-        if float(self.every.rstrip("% epochstep")) == 0:
+        if span_amount(self.every) == 0:
             raise ConfigError(f"`scheduler.every` is {self.every!r}; the span between two drops must be above 0.")
 
 

@@ -64,8 +64,12 @@ def ensure(folder: Path, download: bool, mirrors: Sequence[str], say: Callable[[
     if not missing(folder):
         return
     if not download:
-        raise ResourceError(f"{folder / FOLDER} lacks {missing(folder)[0]}, and data.download is false. {by_hand(folder)}")
-    fetch_archive(folder, mirrors, ARCHIVE_MD5, ARCHIVE_BYTES, say, lambda: not missing(folder), by_hand(folder), _unpack)
+        raise ResourceError(
+            f"{folder / FOLDER} lacks {missing(folder)[0]}, and data.download is false. {by_hand(folder)}"
+        )
+    fetch_archive(
+        folder, mirrors, ARCHIVE_MD5, ARCHIVE_BYTES, say, lambda: not missing(folder), by_hand(folder), _unpack
+    )
 
 
 def missing(folder: Path) -> list[str]:

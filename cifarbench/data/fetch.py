@@ -133,7 +133,7 @@ def _download(address: str, part: Path, size: int, say: Callable[[str], None]) -
         raise ValueError(f"the transfer ended after {part.stat().st_size:,} of {size:,} bytes")
 
 
-def _copy(source: http.client.HTTPResponse, target, done: int, size: int, say: Callable[[str], None]) -> None:  # noqa: ANN001
+def _copy(source: http.client.HTTPResponse, target, done: int, size: int, say: Callable[[str], None]) -> None:
     shown = time.monotonic()
     while chunk := source.read(_CHUNK):
         target.write(chunk)

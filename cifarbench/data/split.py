@@ -14,6 +14,8 @@ from cifarbench.data.dataset import ImageSet
 from cifarbench.errors import ConfigError
 from cifarbench.seeds import derive
 
+Triple = tuple[float, float, float]
+
 # (end of trainable, start of test, end of test) in sixtieths of the images in published order:
 # of 60,000, the five training batches are the first 50,000 and the official test batch the last 10,000.
 _BOUNDS = {"last20": (48, 48, 60), "official": (50, 50, 60), "train_last20": (40, 40, 50)}
@@ -128,11 +130,13 @@ def _fingerprint(data: ImageSet, name: str, *parts: Tensor) -> str:
     return digest.hexdigest()
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> tuple[Triple, Triple]:
     """Mean and standard deviation of each channel over all pixels of `images` (n, 3, 32, 32) uint8, in 0..1."""
     counts = torch.stack([torch.bincount(images[:, c].flatten(), minlength=256) for c in range(3)]).double()
     levels = torch.arange(256, dtype=torch.float64) / 255
     total = counts.sum(1)
     mean = (counts * levels).sum(1) / total
     variance = (counts * (levels[None] - mean[:, None]) ** 2).sum(1) / total
-    return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+    red, green, blue = mean.tolist()
+    spread_r, spread_g, spread_b = variance.sqrt().tolist()
+    return (red, green, blue), (spread_r, spread_g, spread_b)

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarbench.data.augment import normalise
 from cifarbench.compute import Compute
+from cifarbench.data.augment import normalise
 
 EVAL_BATCH = 500
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+Triple = tuple[float, float, float]
+Statistics = tuple[Triple, Triple]
 View = Callable[[Tensor], Tensor]
 
 

@@ -43,9 +43,12 @@ class _Screen(Observer):
         where += f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
         where += f", {environment['processes']} processes" if environment["processes"] > 1 else ""
         limit = f", at most {_duration(facts.max_time)}" if facts.max_time else ""
-        self.console.print(f"[bold]{facts.title}[/]   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP an image")
         self.console.print(
-            f"[dim]{facts.dataset}: {counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test (sealed)[/]"
+            f"[bold]{facts.title}[/]   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP an image"
+        )
+        self.console.print(
+            f"[dim]{facts.dataset}: {counts['train']:,} train, {counts['val']:,} validation, "
+            f"{counts['test']:,} test (sealed)[/]"
         )
         self.console.print(f"[dim]{where}; {facts.epochs} epochs of {facts.steps_per_epoch} steps{limit}[/]")
         self.console.print(f"[dim]{facts.directory}[/]")

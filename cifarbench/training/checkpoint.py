@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import pickletools
 import re
 import shutil
 import zipfile
@@ -26,6 +27,16 @@ PARTS = ("model", "optimizer", "scheduler", "ema", "rng", "progress", "config", 
 _LIMIT_BYTES = 8 << 30
 _MARK = b"cifarbench-sha256:"
 _COMMENT_BYTES = len(_MARK) + 64
+_SLOTS: dict[str, set[str]] = {
+    "SGD": set(),
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "RMSprop": {"step", "square_avg"},
+}
+_NAMES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_tensor_v2"
+    r"|torch (Float|Double|Half|BFloat16|Byte|Char|Short|Int|Long|Bool)Storage"
+)
 
 
 def save(state: Mapping[str, Any], path: Path) -> None:
@@ -89,16 +100,30 @@ def load(path: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is no checkpoint: {size:,} bytes, at most {_LIMIT_BYTES:,} are read.")
     content = path.read_bytes()
     _check_sum(path, content)
-    _check_archive(path, content)
-    state = _unpickle(path, content)
-    missing = [part for part in PARTS if part not in state] if isinstance(state, dict) else list(PARTS)
-    if missing:
-        raise IntegrityError(f"{path} is no checkpoint of cifarbench: it lacks {', '.join(missing)}.")
-    if state.get("schema") != SCHEMA:
-        raise IntegrityError(
-            f"{path} has checkpoint schema {state.get('schema')!r}; this version reads {SCHEMA}. Update cifarbench."
-        )
-    return state
+    state = _unpickle(path, _checked_archive(path, content))
+    values = state if isinstance(state, dict) else {}
+    schema = values.get("schema")
+    if isinstance(schema, int) and schema != SCHEMA:
+        raise IntegrityError(f"{path} has checkpoint schema {schema}; this version reads {SCHEMA}. Update cifarbench.")
+    missing = [part for part in PARTS if not isinstance(values.get(part), dict)]
+    if missing or not isinstance(schema, int):
+        raise IntegrityError(f"{path} is no checkpoint of cifarbench: it lacks {', '.join(missing or ['its schema'])}.")
+    _check_passport(path, values["passport"])
+    return values
+
+
+def _check_passport(path: Path, passport: dict[str, Any]) -> None:
+    """Refuse a passport that does not say what the weights were trained on."""
+    named = all(
+        isinstance(passport.get(part), dict) and isinstance(passport[part].get("fingerprint"), str)
+        for part in ("dataset", "split")
+    )
+    channels = [passport.get(name) for name in ("mean", "std")]
+    numbered = all(isinstance(c, list) and len(c) == 3 and all(isinstance(x, float) for x in c) for c in channels)
+    environment = passport.get("environment")
+    known = isinstance(environment, dict) and {"precision", "threads", "device"} <= environment.keys()
+    if not (named and numbered and known):
+        raise IntegrityError(f"{path} is no checkpoint of cifarbench: its passport is incomplete.")
 
 
 def _check_sum(path: Path, content: bytes) -> None:
@@ -111,15 +136,37 @@ def _check_sum(path: Path, content: bytes) -> None:
         raise IntegrityError(f"{path} is damaged: its bytes do not match its checksum. Take another checkpoint.")
 
 
-def _check_archive(path: Path, content: bytes) -> None:
-    """Refuse an archive that would unpack to more than its own size."""
+def _checked_archive(path: Path, content: bytes) -> bytes:
+    """The archive without its comment, written anew from checked entries: torch reads nothing else than was checked.
+
+    Zip readers differ in where they look for the table of contents, so a crafted file can show each another one.
+    """
+    checked = io.BytesIO()
     try:
-        entries = zipfile.ZipFile(io.BytesIO(content)).infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(checked, "w") as rewritten:
+            entries = archive.infolist()
+            if len({entry.filename.lower() for entry in entries}) < len(entries):
+                raise IntegrityError(f"{path} is no checkpoint: it holds two entries of one name.")
+            compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+            if compressed or sum(entry.file_size for entry in entries) > len(content):
+                raise IntegrityError(f"{path} would unpack to more than its {len(content):,} bytes; refused.")
+            for entry in entries:
+                data = archive.read(entry)
+                if entry.filename.lower().endswith(".pkl"):
+                    _check_names(path, data)
+                rewritten.writestr(entry.filename, data)
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
         raise IntegrityError(f"{path} is no checkpoint: {error}.") from error
-    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if compressed or sum(entry.file_size for entry in entries) > len(content):
-        raise IntegrityError(f"{path} would unpack to more than its {len(content):,} bytes; refused.")
+    return checked.getvalue()
+
+
+def _check_names(path: Path, pickled: bytes) -> None:
+    """Refuse a pickle that names more than tensors: torch also lets `bytearray(10**10)` through, which takes 10 GB."""
+    for opcode, name, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL" and not _NAMES.fullmatch(str(name)):
+            raise IntegrityError(
+                f"{path} holds something else than tensors and plain values: it names {name!r}; refused."
+            )
 
 
 def _unpickle(path: Path, content: bytes) -> Any:
@@ -172,9 +219,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path | st
     expected = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     try:
+        slots = [set(values) for values in state["state"].values()]
         groups = [(len(group["params"]), set(group)) for group in state["param_groups"]]
         fits = groups == [(len(group["params"]), set(group)) for group in expected["param_groups"]]
         fits = fits and state["name"] == type(optimizer).__name__
+        fits = fits and all(slot == slots[0] for slot in slots) and (not slots or slots[0] >= _SLOTS[state["name"]])
+        fits = fits and all(isinstance(group["lr"], float) for group in state["param_groups"])
         for index, values in state["state"].items():
             shape = parameters[index].shape
             fits = fits and all(
@@ -207,7 +257,7 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
 
 def newest_valid(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
     """The checkpoint to resume from: `last.pt`, else `best.pt`; with a warning for each that could not be read."""
-    warnings = []
+    warnings: list[str] = []
     for path in (folder / "last.pt", folder / "best.pt"):
         if not path.exists():
             continue

@@ -84,7 +84,7 @@ class Training:
         self.config, self.setting, self.observer = config, setting, observer
         self.trainer = config.trainer
         layout = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
-        self.model = model.to(setting.compute.device).to(memory_format=layout)  # type: ignore[call-overload]
+        self.model = model.to(setting.compute.device).to(memory_format=layout)
         self.forward = torch.compile(self.model) if self.trainer.compile else self.model
         self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device)
         self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")
@@ -114,7 +114,9 @@ class Training:
         progress, trainer, world, clock = self.progress, self.trainer, self.setting.world, self.setting.clock
         self.model.train()
         while progress.epoch < trainer.epochs and not progress.ended:
-            order = epoch_order(len(self.setting.train), self.config.seed, 0 if trainer.overfit_batch else progress.epoch)
+            order = epoch_order(
+                len(self.setting.train), self.config.seed, 0 if trainer.overfit_batch else progress.epoch
+            )
             tick = time.perf_counter()
             while progress.batch < self.length.steps_per_epoch:
                 # One agreement a step: every process sees the same signal and the same share of the time.

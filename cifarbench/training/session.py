@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from cifarbench import runs
-from cifarbench.runs import shown_path
 from cifarbench.compute import Compute, choose_compute, describe, make_deterministic
 from cifarbench.config.durations import seconds
 from cifarbench.config.load import differences, load, to_plain
@@ -23,6 +22,7 @@ from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import EVAL_BATCH, predict
 from cifarbench.models.flops import count_flops, count_parameters
 from cifarbench.models.registry import build
+from cifarbench.runs import shown_path
 from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
 from cifarbench.training.clock import Clock
@@ -51,7 +51,7 @@ def build_model(config: TrainConfig) -> nn.Module:
     torch.manual_seed(derive(config.seed, "weights"))
     options = to_plain(config.model)
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return build(tuples.pop("name"), **tuples)
+    return build(str(tuples.pop("name")), **tuples)
 
 
 def train(
@@ -92,7 +92,9 @@ def train(
     with stop_requests() as request:
         training.fit(request)
     if not training.progress.step:
-        raise ConfigError(f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more.")
+        raise ConfigError(
+            f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
+        )
     return _score(training, config, data, parts, run)
 
 
@@ -104,7 +106,9 @@ def _check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
         )
     last = len(parts.train) % size or size
     if min(size, last) < world.size:
-        raise ConfigError(f"`trainer.batch_size` is {size}; some batch has fewer images than the {world.size} processes.")
+        raise ConfigError(
+            f"`trainer.batch_size` is {size}; some batch has fewer images than the {world.size} processes."
+        )
 
 
 def _setting(
@@ -147,7 +151,9 @@ def _resume(training: Training, config: TrainConfig, run: runs.RunDirectory) -> 
     for name, value in training.setting.passport["environment"].items():
         before = state["passport"].get("environment", {}).get(name)
         if before != value:
-            training.observer.note(f"{name} was {before} before and is {value} now: results may differ in the last bits")
+            training.observer.note(
+                f"{name} was {before} before and is {value} now: results may differ in the last bits"
+            )
     training.observer.note(f"resumed from {path.name} after step {training.progress.step}")
     return path.name
 
@@ -162,8 +168,10 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, passport: dict[st
     for part in ("dataset", "split"):
         before, now = state["passport"][part], passport[part]
         if before != now:
-            lines.append(f"{part}: {before['name']} {before['fingerprint'][:12]} in the run, "
-                         f"{now['name']} {now['fingerprint'][:12]} asked for")
+            lines.append(
+                f"{part}: {before['name']} {before['fingerprint'][:12]} in the run, "
+                f"{now['name']} {now['fingerprint'][:12]} asked for"
+            )
     if lines:
         raise IntegrityError(
             f"{path} belongs to another run: {'; '.join(lines)}. Start a new run directory, or ask for the same."
@@ -246,9 +254,7 @@ def _reserve(training: Training, parts: Parts) -> float:
 # --- the test --------------------------------------------------------------------------------------------------------
 
 
-def _score(
-    training: Training, config: TrainConfig, data: ImageSet, parts: Parts, run: runs.RunDirectory
-) -> Outcome:
+def _score(training: Training, config: TrainConfig, data: ImageSet, parts: Parts, run: runs.RunDirectory) -> Outcome:
     """Load the best checkpoint (the last one without validation), open the seal, and score the test part."""
     progress, world = training.progress, training.setting.world
     tested = "best" if progress.best_epoch else "last"
