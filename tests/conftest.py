@@ -25,6 +25,7 @@ TINY = [
     "model.first_widths=[8,8]",
     "model.second_widths=[8,8]",
     "model.spatial_dropout=[0.0,0.0]",
+    "optim.lr=0.1",
     "trainer.epochs=2",
     "trainer.progress=plain",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
 import time
@@ -22,11 +21,11 @@ from cifarbench.config.schema import SplitConfig, TrainerConfig
 )
 def test_answers_without_work_come_fast(tmp_path, arguments, code):
     times = []
-    for _ in range(3):
+    for _ in range(5):
         started = time.perf_counter()
         assert shell(*arguments, cwd=tmp_path).code == code
         times.append(time.perf_counter() - started)
-    assert min(times) < 0.5 * float(os.environ.get("CIFARBENCH_SLOW_MACHINE", "1"))
+    assert min(times) < 0.5
 
 
 def test_import_and_composition_do_not_import_torch(tmp_path):

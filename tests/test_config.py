@@ -179,7 +179,7 @@ def test_a_bad_command_line_is_one_sentence_and_exit_2(cli, arguments, words):
 
 
 def test_differences_name_what_changes_weights_and_nothing_else():
-    first = load(TrainConfig, compose("train", []))
+    first = load(TrainConfig, compose("train", ["optim.lr=0.1"]))
     second = load(TrainConfig, compose("train", ["optim.lr=0.2", "trainer.tensorboard=false", "data.root=elsewhere"]))
     assert differences(first, second) == ["`optim.lr`: 0.1 in the run, 0.2 asked for"]
     third = load(TrainConfig, compose("train", ["optim=adamw"]))

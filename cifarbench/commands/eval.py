@@ -67,10 +67,11 @@ def score_checkpoint(
 
     state = checkpoint.load(path)
     trained = _trained_config(state, path, config.root)
-    compute = _compute(config, state["passport"])
+    passport = checkpoint.passport_of(path, state)
+    compute = _compute(config, passport)
     data = load_images(trained.data)
     parts = split(data, trained.split)
-    if parts.fingerprint != state["passport"]["split"]["fingerprint"]:
+    if parts.fingerprint != passport["split"]["fingerprint"]:
         raise IntegrityError(
             f"{path} was trained on other data or another split ({state['passport']['split']['fingerprint'][:12]}) "
             f"than what lies here ({parts.fingerprint[:12]}); its numbers would not be comparable."
@@ -87,7 +88,6 @@ def score_checkpoint(
 
         model = model.to(memory_format=torch.channels_last)
     portion, official = _portion(config.portion, parts, home)
-    passport = state["passport"]
     statistics = (tuple(passport["mean"]), tuple(passport["std"]))
     images = portion.images.to(compute.device)
     logits = predict(model, images, statistics, compute, config.tta, layout)

@@ -108,12 +108,12 @@ def load(path: Path) -> dict[str, Any]:
     missing = [part for part in PARTS if not isinstance(values.get(part), dict)]
     if missing or not isinstance(schema, int):
         raise IntegrityError(f"{path} is no checkpoint of cifarbench: it lacks {', '.join(missing or ['its schema'])}.")
-    _check_passport(path, values["passport"])
     return values
 
 
-def _check_passport(path: Path, passport: dict[str, Any]) -> None:
-    """Refuse a passport that does not say what the weights were trained on."""
+def passport_of(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The passport in a loaded state; IntegrityError where it does not say what the weights were trained on."""
+    passport = state["passport"]
     named = all(
         isinstance(passport.get(part), dict) and isinstance(passport[part].get("fingerprint"), str)
         for part in ("dataset", "split")
@@ -124,6 +124,7 @@ def _check_passport(path: Path, passport: dict[str, Any]) -> None:
     known = isinstance(environment, dict) and {"precision", "threads", "device"} <= environment.keys()
     if not (named and numbered and known):
         raise IntegrityError(f"{path} is no checkpoint of cifarbench: its passport is incomplete.")
+    return passport
 
 
 def _check_sum(path: Path, content: bytes) -> None:

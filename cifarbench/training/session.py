@@ -166,7 +166,7 @@ def check_same_run(state: dict[str, Any], config: TrainConfig, passport: dict[st
         raise IntegrityError(f"{path} holds a config that is not ours: {error}") from error
     lines = differences(stored, config)
     for part in ("dataset", "split"):
-        before, now = state["passport"][part], passport[part]
+        before, now = checkpoint.passport_of(path, state)[part], passport[part]
         if before != now:
             lines.append(
                 f"{part}: {before['name']} {before['fingerprint'][:12]} in the run, "
