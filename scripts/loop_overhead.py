@@ -195,6 +195,7 @@ def summary(rates: list[dict[str, float]]) -> dict[str, Any]:
         },
         "of_bare": round(medians["cifarbench"] / medians["bare"], 4),
         "of_bare_by_round": [round(rate["cifarbench"] / rate["bare"], 3) for rate in rates],
+        "of_bare_paired": round(statistics.median(rate["cifarbench"] / rate["bare"] for rate in rates), 4),
         "times_tutorial": round(medians["cifarbench"] / medians["tutorial"], 3),
     }
 
@@ -215,7 +216,10 @@ def main() -> None:
     results = {name: measure(name, options.rounds, options.steps, parts, tutorial) for name in options.models}
     for name, result in results.items():
         rates = ", ".join(f"{loop} {rate:,.0f}" for loop, rate in result["images_per_second"].items())
-        print(f"{name}: images/s {rates}; {result['of_bare']:.1%} of bare, {result['times_tutorial']:.2f}x tutorial")
+        print(
+            f"{name}: images/s {rates}; {result['of_bare']:.1%} of bare ({result['of_bare_paired']:.1%} "
+            f"round by round), {result['times_tutorial']:.2f}x tutorial"
+        )
     if options.json:
         options.json.write_text(json.dumps({"environment": environment, "models": results}, indent=2) + "\n")
 

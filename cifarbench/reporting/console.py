@@ -32,7 +32,9 @@ class _Screen(Observer):
     """What both displays share: the opening lines, notes, and the closing panel."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        # Where there is no terminal to ask, lines stay whole: a log's reader copies paths from it.
+        in_terminal = sys.stdout.isatty()
+        self.console = Console(highlight=False, soft_wrap=not in_terminal, width=None if in_terminal else 120)
         self.facts: RunFacts | None = None
 
     def start(self, facts: RunFacts, model: nn.Module) -> None:
