@@ -168,7 +168,6 @@ def _facts(config: TrainConfig, parts: Parts, environment: dict, stats: Any, ste
         directory="(nothing is kept)",
         epochs=config.trainer.epochs,
         steps_per_epoch=steps + 1,
-        first_epoch=0,
         first_step=0,
         counts={"train": len(parts.train), "val": 0, "test": len(parts.test)},
         parameters=0,
@@ -180,7 +179,6 @@ def _facts(config: TrainConfig, parts: Parts, environment: dict, stats: Any, ste
         config=to_plain(config),
         statistics=stats,
         samples=parts.train.images[:64],
-        sample_targets=parts.train.targets[:64],
     )
 
 

@@ -18,7 +18,6 @@ class RunFacts:
     directory: str
     epochs: int
     steps_per_epoch: int
-    first_epoch: int
     first_step: int
     counts: dict[str, int]
     parameters: int
@@ -30,7 +29,6 @@ class RunFacts:
     config: dict[str, Any]
     statistics: Statistics
     samples: Tensor
-    sample_targets: Tensor
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,6 @@ def _facts(
         directory=shown_path(run.path),
         epochs=config.trainer.epochs,
         steps_per_epoch=training.length.steps_per_epoch,
-        first_epoch=progress.epoch,
         first_step=progress.step,
         counts={"train": len(parts.train), "val": len(parts.val) if parts.val else 0, "test": len(parts.test)},
         environment=environment,
@@ -234,7 +233,6 @@ def _facts(
         config=to_plain(config),
         statistics=training.setting.statistics,
         samples=parts.train.images[:_SAMPLES],
-        sample_targets=parts.train.targets[:_SAMPLES],
         **facts,
     )
 
