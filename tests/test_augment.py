@@ -20,6 +20,7 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 OFF = {
     "name": "none",
     "flip": 0.0,
+    "flip_alternates": False,
     "vertical_flip": 0.0,
     "crop_padding": 0,
     "crop_fill": "black",
@@ -103,6 +104,17 @@ def test_mirrors_about_half_of_the_images(key, dim):
 def test_mirror_always():
     images = sample()
     assert torch.equal(augment(flip=1.0, vertical_flip=1.0).view(images, draws()), images.flip(-1, -2))
+
+
+def test_alternating_flip_shows_each_side_every_other_epoch():
+    images = sample(400)
+    alternating = augment(flip=0.5, flip_alternates=True)
+    epochs = [alternating.view(images, draws(400, epoch=epoch)) for epoch in range(4)]
+    mirrored = (epochs[0] == images.flip(-1)).flatten(1).all(1)
+    assert abs(mirrored.double().mean().item() - 0.5) < 4 * math.sqrt(0.25 / 400)
+    assert torch.equal(epochs[1], epochs[0].flip(-1))
+    assert torch.equal(epochs[2], epochs[0])
+    assert torch.equal(epochs[3], epochs[1])
 
 
 @pytest.mark.parametrize(("fill", "mode"), [("black", "constant"), ("reflect", "reflect")])

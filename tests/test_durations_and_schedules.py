@@ -139,3 +139,17 @@ def test_plateau_goes_on_from_its_state():
         whole.observe(loss)
         again.observe(loss)
     assert whole == again
+
+
+def test_phases_of_whole_epochs_change_exactly_at_their_ends():
+    from types import SimpleNamespace
+
+    from cifarbench.training.phases import Phases
+
+    trainer = SimpleNamespace(
+        ema_start="50%", stem_bias_until="3epochs", sizes=(24, 28), size_until=("3epochs", "6epochs")
+    )
+    phases = Phases(trainer, RunLength(epochs=9, steps_per_epoch=25))  # type: ignore[arg-type]
+    sizes = [phases.size(step / 225) for step in range(225)]
+    assert sizes == [24] * 75 + [28] * 75 + [32] * 75
+    assert (phases.ema_start, phases.stem_bias_until) == (0.5, pytest.approx(1 / 3))

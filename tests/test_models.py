@@ -19,7 +19,7 @@ from cifarbench.errors import ConfigError
 from cifarbench.models import layers, registry, resnet, simple_cnn, vgg
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
-FAMILIES = ("efficientnet_lite", "resnet", "simple_cnn", "vgg")
+FAMILIES = ("efficientnet_lite", "resnet", "simple_cnn", "speednet", "vgg")
 
 
 def defaults(name):
@@ -42,6 +42,7 @@ SMALL = {
     "vgg": {"depth": 11, "width": 0.125},
     "resnet": {"blocks": (1, 2), "widths": (8, 16)},
     "efficientnet_lite": {"width": 0.25},
+    "speednet": {"widths": (8, 16)},
 }
 
 
@@ -99,7 +100,8 @@ def test_first_loss_is_near_ln_10(name):
 def test_every_parameter_gets_a_gradient(name, options):
     model = build(name, **{**SMALL[name], **options})
     F.cross_entropy(model(images(16)), torch.arange(16) % 10).backward()
-    without = [key for key, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()]
+    trained = [(key, weight) for key, weight in model.named_parameters() if weight.requires_grad]
+    without = [key for key, weight in trained if weight.grad is None or not weight.grad.any()]
     assert without == []
 
 
@@ -132,7 +134,9 @@ def test_every_activation_trains(name, activation):
 
 @pytest.mark.parametrize("name", ["simple_cnn", "vgg"])
 @pytest.mark.parametrize("pooling", layers.POOLINGS)
-@pytest.mark.parametrize(("head", "hidden"), [("global_average", ()), ("flatten", ()), ("flatten", (24, 16))])
+@pytest.mark.parametrize(
+    ("head", "hidden"), [("global_average", ()), ("global_max", ()), ("flatten", ()), ("flatten", (24, 16))]
+)
 def test_every_pooling_and_head_trains(name, pooling, head, hidden):
     _runs(name, pooling=pooling, head=head, hidden=hidden)
 
@@ -144,6 +148,19 @@ def test_every_residual_block_trains(block, preactivation, shortcut):
     _runs("resnet", block=block, preactivation=preactivation, shortcut=shortcut, zero_init_residual=True)
 
 
+@pytest.mark.parametrize("pooling", ["stride", "max", "average"])
+@pytest.mark.parametrize("head", config.GLOBAL_HEADS)
+@pytest.mark.parametrize("whitening", [False, True])
+def test_every_resnet_pooling_head_and_stem_trains(pooling, head, whitening):
+    _runs("resnet", pooling=pooling, head=head, whitening=whitening, dirac=True)
+
+
+@pytest.mark.parametrize("pooling", layers.POOLINGS)
+@pytest.mark.parametrize(("depth", "residual"), [(1, False), (2, True), (3, True)])
+def test_every_speednet_option_trains(pooling, depth, residual):
+    _runs("speednet", pooling=pooling, depth=depth, residual=residual, head="global_average", norm_scale=True)
+
+
 def test_every_efficientnet_option_trains():
     _runs("efficientnet_lite", depth=2.0, squeeze_excite=True, stochastic_depth=0.5, dropout=0.5)
 
@@ -153,7 +170,7 @@ def _runs(name, **options):
     loss = model(images(4)).square().sum()
     loss.backward()
     assert loss.isfinite()
-    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+    assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.requires_grad)
 
 
 def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
@@ -190,6 +207,8 @@ def test_width_is_rounded_to_multiples_of_8():
         ("resnet", {"blocks": [], "widths": []}, ["`model.blocks` is []", "1 to 6"]),
         ("resnet", {"shortcut": "pad", "widths": [64, 64, 32, 64]}, ["`model.shortcut` is pad", "projection"]),
         ("efficientnet_lite", {"width": 0}, ["`model.width` is 0", "above 0"]),
+        ("speednet", {"widths": [8] * 5}, ["`model.widths`", "1 to 4"]),
+        ("speednet", {"depth": 1, "residual": True}, ["`model.residual` is true", "depth of 2"]),
     ],
 )
 def test_a_broken_rule_names_key_value_and_remedy(name, changes, words):

@@ -60,9 +60,22 @@ def assert_same_end(run: Path, reference: Path) -> None:
     assert manifest_of(run)["test"]["accuracy"] == manifest_of(reference)["test"]["accuracy"]
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adamw"])
-def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(tmp_path, optim):
-    arguments = [*RICH, f"optim={optim}"]
+FAST = [
+    "optim=muon",
+    "model.whitening=true",
+    "model.dirac=true",
+    "augment.flip_alternates=true",
+    "trainer.sizes=[24]",
+    "trainer.size_until=[50%]",
+    "trainer.stem_bias_until=25%",
+    "trainer.ema_start=50%",
+    "trainer.tta=flip",
+]
+
+
+@pytest.mark.parametrize("extra", [["optim=sgd"], ["optim=adamw"], FAST], ids=["sgd", "adamw", "muon"])
+def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(tmp_path, extra):
+    arguments = [*RICH, *extra]
     assert shell("train", *arguments, "hydra.run.dir=whole", cwd=tmp_path).code == 0
     draw = random.Random(os.urandom(8))
     steps = sorted(draw.sample(range(2, 28), 2))

@@ -26,7 +26,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     path = find_checkpoint(config)
     home = path.parent.parent if (path.parent.parent / "run.json").is_file() else None
     report, dataset, recorded = score_checkpoint(config, path, home)
-    _show(config, path, home, report, dataset, recorded)
+    _show(config.portion, path, home, report, dataset, recorded)
     return 0
 
 
@@ -90,9 +90,10 @@ def score_checkpoint(
     portion, official = _portion(config.portion, parts, home)
     statistics = (tuple(passport["mean"]), tuple(passport["std"]))
     images = portion.images.to(compute.device)
-    logits = predict(model, images, statistics, compute, config.tta, layout)
-    report = score(logits, portion.targets, data.classes, official)
-    comparable = home is not None and config.portion == "test" and config.tta == "none"
+    tta = trained.trainer.tta if config.tta == "auto" else config.tta
+    logits = predict(model, images, statistics, compute, tta, layout)
+    report = {**score(logits, portion.targets, data.classes, official), "tta": tta}
+    comparable = home is not None and config.portion == "test" and tta == trained.trainer.tta
     recorded = runs.read_manifest(home).get("test") if home and comparable else None
     return report, f"{data.name}, split {parts.name}", recorded
 
@@ -148,7 +149,7 @@ def _count_opening(home: Path) -> None:
 
 
 def _show(
-    config: EvalConfig,
+    portion: str,
     path: Path,
     home: Path | None,
     report: dict[str, Any],
@@ -163,14 +164,15 @@ def _show(
     paths = {"checkpoint": str(path)}
     if home is not None:
         (home / "eval").mkdir(exist_ok=True)
-        stem = f"{path.stem}-{config.portion}-{config.tta}"
+        tta = report["tta"]
+        stem = f"{path.stem}-{portion}-{tta}"
         target = home / "eval" / f"{stem}.json"
-        runs.write_json(target, {**report, "portion": config.portion, "tta": config.tta, "checkpoint": path.name})
-        note = f"{dataset}, {config.portion} images, tta {config.tta}"
+        runs.write_json(target, {**report, "portion": portion, "checkpoint": path.name})
+        note = f"{dataset}, {portion} images, tta {tta}"
         write_confusion(home / "eval", report, tuple(report["per_class"]), note, f"{stem}-")
         paths["result"] = str(target)
     console = Console(highlight=False)
-    console.print(result_panel(report, dataset, paths, config.portion))
+    console.print(result_panel(report, dataset, paths, portion))
     if recorded and recorded.get("accuracy") is not None:
         same = recorded["accuracy"] == report["accuracy"]
         console.print(

@@ -19,6 +19,7 @@ class AugmentConfig:
 
     name: str = key("A label for tables and figures; it changes nothing else.", neutral=True)
     flip: float = key("Probability of mirroring an image left to right.", ge=0, le=1)
+    flip_alternates: bool = key("Mirror by lot in the first epoch, then turn every image round from epoch to epoch.")
     vertical_flip: float = key("Probability of mirroring an image top to bottom.", ge=0, le=1)
     crop_padding: int = key(
         "Border put around an image before a crop of the first size at a random place; 0 is off.",

@@ -13,15 +13,19 @@ from cifarbench.errors import ConfigError
 
 ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh")
 POOLINGS = ("max", "average", "stride")
-HEADS = ("global_average", "flatten")
+HEADS = ("global_average", "global_max", "flatten")
+GLOBAL_HEADS = ("global_average", "global_max")
 VGG_DEPTHS = (11, 13, 16, 19)
 IMAGE_SIZE = 32  # px, both sides
 
 ACTIVATION = "Nonlinearity after each convolution and each hidden linear layer."
 POOLING = "How a map is halved: 2x2 max, 2x2 average, or a learned 3x3 convolution of stride 2."
-HEAD = "Classifier: `global_average` (mean over the map, linear) or `flatten` (all pixels, hidden layers, linear)."
+HEAD = "Classifier: mean or maximum over the map and linear, or `flatten`: all pixels, hidden layers, linear."
+GLOBAL_HEAD = "Classifier: mean or maximum over the map, linear."
 HIDDEN = "Widths of the hidden layers of `head=flatten`; [] for none."
 DROPOUT = "Share of features dropped before the last linear layer."
+WHITENING = "Put a frozen 2x2 layer first that decorrelates pixels, computed from training images (Page 2019)."
+DIRAC = "Start the first filters of every convolution as the identity (Zagoruyko and Komodakis 2017)."
 HEAD_DROPOUT = "Share of features dropped in the head: before its first and before its last linear layer."
 
 
@@ -42,6 +46,8 @@ class SimpleCNNConfig:
     head: str = key(HEAD, choices=HEADS)
     hidden: tuple[int, ...] = key(HIDDEN, unit="features", ge=1)
     dropout: float = key(HEAD_DROPOUT, ge=0, lt=1)
+    whitening: bool = key(WHITENING)
+    dirac: bool = key(DIRAC)
 
     def __post_init__(self) -> None:
         """Check that the lists are one block each, that the map stays above 0 px, and that `hidden` has its head."""
@@ -63,6 +69,8 @@ class VGGConfig:
     head: str = key(HEAD, choices=HEADS)
     hidden: tuple[int, ...] = key(HIDDEN, unit="features", ge=1)
     dropout: float = key(HEAD_DROPOUT, ge=0, lt=1)
+    whitening: bool = key(WHITENING)
+    dirac: bool = key(DIRAC)
 
     def __post_init__(self) -> None:
         """Check that the paper has this depth, and that `hidden` has its head."""
@@ -91,8 +99,15 @@ class ResNetConfig:
         choices=("projection", "pad"),
     )
     zero_init_residual: bool = key("Start every residual branch at 0, so that each block begins as its shortcut.")
+    pooling: str = key(
+        "What halves the map: `stride` (of a stage's first block, as published), or 2x2 pooling before that block.",
+        choices=("stride", "max", "average"),
+    )
     activation: str = key("Nonlinearity after each batch norm.", choices=ACTIVATIONS)
+    head: str = key(GLOBAL_HEAD, choices=GLOBAL_HEADS)
     dropout: float = key(DROPOUT, ge=0, lt=1)
+    whitening: bool = key(WHITENING)
+    dirac: bool = key(DIRAC)
 
     def __post_init__(self) -> None:
         """Check that the lists are one stage each, that the map stays above 0 px, and that `pad` only adds channels."""
@@ -128,11 +143,36 @@ class EfficientNetLiteConfig:
     dropout: float = key(DROPOUT, ge=0, lt=1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpeedNetConfig:
+    """The whitened network of the speedruns."""
+
+    name: str = key("Name of the model.", choices=("speednet",))
+    whitening: bool = key(WHITENING)
+    widths: tuple[int, ...] = key("Channels of each group, which halves the map.", unit="channels", ge=1)
+    depth: int = key("Convolutions of each group.", ge=1, le=16)
+    residual: bool = key("Add each group's first map to its last.")
+    pooling: str = key(POOLING, choices=POOLINGS)
+    head: str = key(GLOBAL_HEAD, choices=GLOBAL_HEADS)
+    activation: str = key("Nonlinearity after each batch norm and the whitening.", choices=ACTIVATIONS)
+    dirac: bool = key(DIRAC)
+    norm_momentum: float = key("Weight of the newest batch in the running statistics of batch norm.", gt=0, le=1)
+    norm_eps: float = key("Added to the variance in batch norm.", gt=0, le=1)
+    norm_scale: bool = key("Train the scale of every batch norm, and not its shift alone.")
+
+    def __post_init__(self) -> None:
+        """Check that the map stays above 0 px."""
+        _count("widths", self.widths, "group", (IMAGE_SIZE - self.whitening).bit_length() - 1)
+        if self.residual and self.depth == 1:
+            raise ConfigError("`model.residual` is true and `model.depth` 1; a residual needs a depth of 2 or more.")
+
+
 MODELS: dict[str, type] = {
     "simple_cnn": SimpleCNNConfig,
     "vgg": VGGConfig,
     "resnet": ResNetConfig,
     "efficientnet_lite": EfficientNetLiteConfig,
+    "speednet": SpeedNetConfig,
 }
 
 

@@ -49,6 +49,21 @@ class RMSpropConfig(_Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MuonConfig:
+    """Muon for every matrix but the last layer's (Jordan et al., 2024), Nesterov SGD for the rest."""
+
+    name: str = key("The optimizer.", choices=["muon"])
+    lr: float = key("Peak learning rate of the matrices; an update has singular values near this.", gt=0, le=1000)
+    momentum: float = key("Nesterov momentum of the matrices.", ge=0, lt=1)
+    steps: int = key("Newton-Schulz steps that make an update orthogonal.", ge=1, le=20)
+    rescale: bool = key("Set each matrix to Frobenius norm √rows before its step; for networks with batch norm.")
+    bias_lr: float = key("Peak learning rate of biases and normalisation parameters.", gt=0, le=1000)
+    head_lr: float = key("Peak learning rate of the last layer's weights.", gt=0, le=1000)
+    side_momentum: float = key("Nesterov momentum of biases, norms and the last layer.", ge=0, lt=1)
+    weight_decay: float = key("Share of biases and last layer taken off per step at the peak rate.", ge=0, lt=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Schedule:
     warmup: str = key("Linear rise from 0 to the peak rate, a span of the run: 5%, 2epochs, 200steps.")
 
@@ -120,7 +135,13 @@ class PlateauConfig(_Schedule):
     minimum: float = key("Lowest rate, as a share of the peak.", ge=0, le=1)
 
 
-OPTIMIZERS: dict[str, type] = {"sgd": SGDConfig, "adam": AdamConfig, "adamw": AdamConfig, "rmsprop": RMSpropConfig}
+OPTIMIZERS: dict[str, type] = {
+    "sgd": SGDConfig,
+    "adam": AdamConfig,
+    "adamw": AdamConfig,
+    "rmsprop": RMSpropConfig,
+    "muon": MuonConfig,
+}
 SCHEDULERS: dict[str, type] = {
     "constant": ConstantConfig,
     "step": StepConfig,

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifarbench.config.augment import AugmentConfig
-from cifarbench.config.durations import seconds
+from cifarbench.config.durations import check_span, seconds
 from cifarbench.config.keys import key
 from cifarbench.errors import ConfigError
 
 SPLITS = ("last20", "official", "train_last20")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+TTAS = ("none", "flip", "multicrop")
+TTA = "Views averaged in the test: the image; it and its mirror; both, also shifted by 1 px on both diagonals."
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -50,9 +52,14 @@ class TrainerConfig:
     max_time: str | None = key("Wall-clock limit for the whole run, test included: 90s, 35m, 2h; null: none.")
     batch_size: int = key("Images per optimizer step, over all processes.", unit="images", ge=1, le=60_000)
     micro_batch: int | None = key("Images per forward and backward pass; gradients add up to the batch.", ge=1)
+    drop_last: bool = key("Whether an epoch leaves out its last batch where that would be smaller than the others.")
+    sizes: tuple[int, ...] = key("Sides to which images are shrunk early on; [] for none.", unit="px", ge=8, le=32)
+    size_until: tuple[str, ...] = key("When each of `sizes` ends, as spans from the start: [3epochs,6epochs].")
+    stem_bias_until: str = key("When the whitening layer's bias is frozen, and with it the whole layer: 3epochs, 100%.")
     label_smoothing: float = key("Probability spread evenly over all classes.", ge=0, lt=1)
     clip_norm: float = key("Largest gradient norm; 0 switches clipping off.", ge=0)
     ema: float = key("Decay per step of averaged weights, which are then validated and tested; 0: off.", ge=0, lt=1)
+    ema_start: str = key("When averaging begins, a span from the start: 50%, 3epochs; before it the average follows.")
     early_stopping: int = key("Validations without a better accuracy before the run ends; 0: off.", ge=0)
     validate_every: int = key("Epochs between validations; 0: never.", unit="epochs", ge=0)
     checkpoint_every: int = key("Steps between checkpoints inside an epoch; 0: epoch ends only.", ge=0, neutral=True)
@@ -66,12 +73,22 @@ class TrainerConfig:
     limit_batches: int = key("Batches per epoch and validation; 0: all. For debugging.", unit="batches", ge=0)
     overfit_batch: bool = key("Whether every step trains on the same first batch. For debugging.")
     test: bool = key("Whether the seal is opened after training, once, and the test part scored.", neutral=True)
+    tta: str = key(TTA, choices=TTAS, neutral=True)
     tensorboard: bool = key("Whether TensorBoard logs are written.", neutral=True)
     progress: str = key("Console display.", choices=["auto", "live", "plain", "none"], neutral=True)
 
     def __post_init__(self) -> None:
         if self.max_time is not None:
             seconds(self.max_time, "trainer.max_time")
+        for name in ("ema_start", "stem_bias_until"):
+            check_span(getattr(self, name), f"trainer.{name}")
+        for index, span in enumerate(self.size_until):
+            check_span(span, f"trainer.size_until[{index}]")
+        if len(self.sizes) != len(self.size_until):
+            raise ConfigError(
+                f"`trainer.sizes` is {list(self.sizes)} and `trainer.size_until` {list(self.size_until)}; "
+                "each size needs the span at which it ends."
+            )
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             raise ConfigError(
                 f"`trainer.micro_batch` is {self.micro_batch}; "
@@ -115,10 +132,7 @@ class EvalConfig:
     checkpoint: str | None = key("Checkpoint file to score, instead of a run directory.")
     which: str = key("Which checkpoint of the run.", choices=["tested", "best", "last"])
     portion: str = key("Which images to score.", choices=["test", "val", "train"])
-    tta: str = key(
-        "Views that are averaged: the image; it and its mirror; both, also shifted by 1 px on both diagonals.",
-        choices=["none", "flip", "multicrop"],
-    )
+    tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
     device: str = key("Where to compute.", choices=DEVICES)
     precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
     threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024)

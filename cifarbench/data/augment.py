@@ -98,10 +98,16 @@ class Augment:
 
     def _mirror(self, images: Tensor, draws: Draws) -> Tensor:
         if self.config.flip:
-            images = image_ops.mirror(images, draws.coin("flip", self.config.flip), -1)
+            images = image_ops.mirror(images, self._mirrored(draws), -1)
         if self.config.vertical_flip:
             images = image_ops.mirror(images, draws.coin("vertical_flip", self.config.vertical_flip), -2)
         return images
+
+    def _mirrored(self, draws: Draws) -> Tensor:
+        """Which images are mirrored, (B,) bool; alternating flip (Jordan 2024) shows each side every other epoch."""
+        if not self.config.flip_alternates:
+            return draws.coin("flip", self.config.flip)
+        return draws.of_epoch(0).coin("flip", self.config.flip) ^ bool(draws.epoch % 2)
 
     def _crop(self, images: Tensor, draws: Draws) -> Tensor:
         padding = self.config.crop_padding

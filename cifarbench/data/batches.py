@@ -14,7 +14,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def steps_per_epoch(count: int, batch_size: int, limit: int = 0) -> int:
-    """Optimizer steps in an epoch; the last batch may be smaller, and `limit` above 0 cuts the epoch short."""
-    steps = -(-count // batch_size)
+def steps_per_epoch(count: int, batch_size: int, limit: int = 0, drop_last: bool = False) -> int:
+    """Optimizer steps in an epoch; a smaller last batch counts unless dropped; `limit` above 0 cuts the epoch short."""
+    steps = count // batch_size if drop_last else -(-count // batch_size)
     return min(steps, limit) if limit else steps

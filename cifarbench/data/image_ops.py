@@ -92,6 +92,13 @@ def warp(images: Tensor, sources: Tensor, mode: str) -> Tensor:
     return moved.round_().to(torch.uint8)
 
 
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Float images (B, 3, H, W) at `size` px a side, bilinear without antialiasing; themselves if they have it."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", align_corners=False)
+
+
 def grey(images: Tensor) -> Tensor:
     """The luma of float images: (B, 1, H, W)."""
     red, green, blue = images.split(1, dim=1)

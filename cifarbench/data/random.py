@@ -42,9 +42,13 @@ class Draws:
             raise ValueError(f"epoch is {epoch}; it must be at least 0.")
         if images.dtype != torch.int64 or images.ndim != 1:
             raise ValueError(f"images is {images.dtype} {tuple(images.shape)}; it must be int64 (B,).")
-        self.images = images
+        self.seed, self.epoch, self.images = seed, epoch, images
         key = _mix(_mix(seed + _GOLDEN) + epoch)
         self._state = _mix_(images * _signed(_GOLDEN) + _signed(key))
+
+    def of_epoch(self, epoch: int) -> Draws:
+        """The draws of the same images in another epoch."""
+        return Draws(self.seed, epoch, self.images)
 
     def uniform(self, stream: str, *shape: int) -> Tensor:
         """Multiples of 2**-24 in [0, 1): (B, *shape) float32."""

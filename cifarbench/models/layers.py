@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from cifarbench.models.registry import unknown
@@ -63,23 +64,26 @@ def scaled(channels: int, factor: float, multiple: int = 8) -> int:
     return max(multiple, int(channels * factor + multiple / 2) // multiple * multiple)
 
 
-def _strided(channels: int, act: str) -> nn.Module:
+def _strided(channels: int, act: str, keep_edge: bool) -> nn.Module:
     return nn.Sequential(conv(channels, channels, 3, stride=2, bias=True), activation(act))
 
 
-POOLINGS: dict[str, Callable[[int, str], nn.Module]] = {
-    "max": lambda channels, act: nn.MaxPool2d(2),
-    "average": lambda channels, act: nn.AvgPool2d(2),
+POOLINGS: dict[str, Callable[[int, str, bool], nn.Module]] = {
+    "max": lambda channels, act, keep_edge: nn.MaxPool2d(2, ceil_mode=keep_edge),
+    "average": lambda channels, act, keep_edge: nn.AvgPool2d(2, ceil_mode=keep_edge),
     "stride": _strided,
 }
 
 
-def pooling(name: str, channels: int, act: str) -> nn.Module:
+def pooling(name: str, channels: int, act: str, keep_edge: bool = True) -> nn.Module:
     """Halve height and width: 2x2 max, 2x2 average, or a learned 3x3 convolution of stride 2 with its activation.
+
+    A map of odd size is rounded up, so that the small maps of low resolutions never vanish; without `keep_edge`
+    its last row and column are dropped instead (but by the learned one, which always rounds up).
 
     The learned one follows Springenberg et al., "Striving for Simplicity" (2015), section 2.
     """
-    return look_up("pooling", name, POOLINGS)(channels, act)
+    return look_up("pooling", name, POOLINGS)(channels, act, keep_edge)
 
 
 class GlobalAverage(nn.Module):
@@ -90,9 +94,22 @@ class GlobalAverage(nn.Module):
         return x.mean((2, 3))
 
 
+class GlobalMax(nn.Module):
+    """Maximum over height and width: `(N, C, H, W)` to `(N, C)`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The largest value of each channel's map."""
+        return x.amax((2, 3))
+
+
 def global_average_head(channels: int, size: int, hidden: tuple[int, ...], act: str, dropout: float) -> nn.Sequential:
     """Global average, dropout, linear. Lin et al., "Network in Network" (2014), section 3.2. No hidden layers."""
     return nn.Sequential(GlobalAverage(), nn.Dropout(dropout), nn.Linear(channels, CLASSES))
+
+
+def global_max_head(channels: int, size: int, hidden: tuple[int, ...], act: str, dropout: float) -> nn.Sequential:
+    """Global maximum, dropout, linear. No hidden layers."""
+    return nn.Sequential(GlobalMax(), nn.Dropout(dropout), nn.Linear(channels, CLASSES))
 
 
 def flatten_head(channels: int, size: int, hidden: tuple[int, ...], act: str, dropout: float) -> nn.Sequential:
@@ -111,6 +128,7 @@ def flatten_head(channels: int, size: int, hidden: tuple[int, ...], act: str, dr
 
 HEADS: dict[str, Callable[[int, int, tuple[int, ...], str, float], nn.Sequential]] = {
     "global_average": global_average_head,
+    "global_max": global_max_head,
     "flatten": flatten_head,
 }
 
@@ -142,3 +160,18 @@ def init_weights(model: nn.Module) -> None:
             nn.init.normal_(module.weight, std=std)
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def dirac_(model: nn.Module) -> None:
+    """Make the first filters of every convolution that has a centre pass their input channels through unchanged.
+
+    Zagoruyko and Komodakis, "DiracNets" (2017): a deep plain network then starts out carrying its input to its end.
+    As `nn.init.dirac_` on the first `in_channels` filters, without its loop over them.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.kernel_size[0] % 2:
+            count = min(module.weight.shape[:2])
+            module.weight[:count] = 0
+            kept = torch.arange(count)
+            module.weight[kept, kept, module.kernel_size[0] // 2, module.kernel_size[1] // 2] = 1

@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarbench.models.layers import activation as build_activation
-from cifarbench.models.layers import conv, conv_bn_act, head, init_weights, look_up
+from cifarbench.models.layers import conv, conv_bn_act, dirac_, init_weights, look_up
+from cifarbench.models.layers import head as build_head
+from cifarbench.models.layers import pooling as build_pooling
 from cifarbench.models.registry import register
+from cifarbench.models.whitening import stem as build_stem
 
 # Output channels of a block over its width.
 EXPANSIONS = {"basic": 1, "bottleneck": 4}
@@ -116,8 +119,13 @@ class ResNet(nn.Module):
         shortcut: where shapes differ, `projection` (a 1x1 convolution) or `pad` (zero channels, no parameters).
         zero_init_residual: every branch starts at 0 (Goyal et al. 2017, section 5.1): the scale of its last BN or,
             with preactivation, its last convolution.
+        pooling: what halves the map at the start of a stage: `stride` (its first block's stride, as published), or
+            `max` or `average` pooling before that block, whose shortcut then sees every pixel.
         activation: a name of `layers.ACTIVATIONS`.
+        head: `global_average` or `global_max`.
         dropout: before the last linear layer.
+        whitening: a frozen whitening layer before the stem.
+        dirac: the first filters of every convolution start as the identity.
     """
 
     def __init__(
@@ -130,32 +138,42 @@ class ResNet(nn.Module):
         preactivation: bool,
         shortcut: str,
         zero_init_residual: bool,
+        pooling: str,
         activation: str,
+        head: str,
         dropout: float,
+        whitening: bool,
+        dirac: bool,
     ) -> None:
         super().__init__()
         expansion = look_up("block", block, EXPANSIONS)
         kind = PreactivationBlock if preactivation else Block
+        self.whitening, channels = build_stem(whitening, activation)
         inputs = stem_width or widths[0]
-        self.stem = conv(3, inputs) if preactivation else nn.Sequential(*conv_bn_act(3, inputs, 3, activation))
+        first = (conv(channels, inputs),) if preactivation else conv_bn_act(channels, inputs, 3, activation)
+        self.stem = nn.Sequential(*first)
         self.stages = nn.Sequential()
         for stage, (count, width) in enumerate(zip(blocks, widths, strict=True)):
             layers = nn.Sequential()
+            if stage and pooling != "stride":
+                layers.append(build_pooling(pooling, inputs, activation))
             for index in range(count):
-                stride = 2 if stage and not index else 1
+                stride = 2 if stage and not index and pooling == "stride" else 1
                 layers.append(kind(block, inputs, width, stride, activation, shortcut))
                 inputs = expansion * width
             self.stages.append(layers)
         if preactivation:
             self.stages.extend([nn.BatchNorm2d(inputs), build_activation(activation)])
-        self.head = head("global_average", inputs, 1, dropout=dropout)
+        self.head = build_head(head, inputs, 1, dropout=dropout)
         init_weights(self)
+        if dirac:
+            dirac_(self)
         if zero_init_residual:
             _zero_branches(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, 10)` of images `(N, 3, 32, 32)`."""
-        return self.head(self.stages(self.stem(images)))
+        return self.head(self.stages(self.stem(self.whitening(images))))
 
 
 def _zero_branches(model: nn.Module) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cifarbench.models.layers import IMAGE_SIZE, activation, conv, init_weights, look_up, pooling
+from cifarbench.models.layers import IMAGE_SIZE, activation, conv, dirac_, init_weights, look_up, pooling
 from cifarbench.models.layers import head as build_head
 from cifarbench.models.registry import register
+from cifarbench.models.whitening import stem
 
 # Which of a block's two convolutions a batch norm follows.
 NORMS = {"all": (True, True), "first": (True, False), "none": (False, False)}
@@ -49,6 +50,8 @@ class SimpleCNN(nn.Module):
         activation, pooling, head: names of the tables in `layers`.
         hidden: widths of the flatten head's hidden layers.
         dropout: the head's dropout.
+        whitening: a frozen whitening layer before the first block.
+        dirac: the first filters of every convolution start as the identity.
     """
 
     def __init__(
@@ -64,10 +67,12 @@ class SimpleCNN(nn.Module):
         head: str,
         hidden: tuple[int, ...],
         dropout: float,
+        whitening: bool,
+        dirac: bool,
     ) -> None:
         super().__init__()
+        self.stem, inputs = stem(whitening, activation)
         self.features = nn.Sequential()
-        inputs = 3
         for first, second, dropped in zip(first_widths, second_widths, spatial_dropout, strict=True):
             self.features.append(
                 block(inputs, first, second, norm=norm, bias=bias, dropout=dropped, act=activation, pool=pooling)
@@ -76,7 +81,9 @@ class SimpleCNN(nn.Module):
         size = IMAGE_SIZE >> len(first_widths)
         self.head = build_head(head, inputs, size, hidden=hidden, act=activation, dropout=dropout)
         init_weights(self)
+        if dirac:
+            dirac_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, 10)` of images `(N, 3, 32, 32)`."""
-        return self.head(self.features(images))
+        return self.head(self.features(self.stem(images)))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cifarbench.models.layers import conv_bn_act, init_weights, look_up, pooling, scaled
+from cifarbench.models.layers import conv_bn_act, dirac_, init_weights, look_up, pooling, scaled
 from cifarbench.models.layers import head as build_head
 from cifarbench.models.registry import register
+from cifarbench.models.whitening import stem
 
 WIDTHS = (64, 128, 256, 512, 512)
 # Depth counts the layers with weights in the paper's networks: these convolutions and three linear layers.
@@ -40,6 +41,8 @@ class VGG(nn.Module):
         activation, pooling, head: names of the tables in `layers`.
         hidden: widths of the flatten head's hidden layers.
         dropout: the head's dropout.
+        whitening: a frozen whitening layer before the first stage.
+        dirac: the first filters of every convolution start as the identity.
 
     Raises:
         ConfigError: for another depth, or a name that is in no table.
@@ -55,17 +58,21 @@ class VGG(nn.Module):
         head: str,
         hidden: tuple[int, ...],
         dropout: float,
+        whitening: bool,
+        dirac: bool,
     ) -> None:
         super().__init__()
+        self.stem, inputs = stem(whitening, activation)
         self.features = nn.Sequential()
-        inputs = 3
         for base, convolutions in zip(WIDTHS, look_up("vgg depth", depth, CONVOLUTIONS), strict=True):
             outputs = scaled(base, width)
             self.features.append(stage(inputs, outputs, convolutions, activation, pooling))
             inputs = outputs
         self.head = build_head(head, inputs, 1, hidden=hidden, act=activation, dropout=dropout)
         init_weights(self)
+        if dirac:
+            dirac_(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, 10)` of images `(N, 3, 32, 32)`."""
-        return self.head(self.features(images))
+        return self.head(self.features(self.stem(images)))

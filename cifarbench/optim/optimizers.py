@@ -7,26 +7,73 @@ from typing import Any
 import torch
 from torch import nn
 
-from cifarbench.config.optim import AdamConfig, RMSpropConfig, SGDConfig
+from cifarbench.config.optim import AdamConfig, MuonConfig, RMSpropConfig, SGDConfig
+from cifarbench.optim.muon import Muon
 
-OptimizerConfig = SGDConfig | AdamConfig | RMSpropConfig
+PlainConfig = SGDConfig | AdamConfig | RMSpropConfig
+OptimizerConfig = PlainConfig | MuonConfig
 
 
-def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: PlainConfig) -> list[dict[str, Any]]:
     """Two groups: weights, with weight decay, and biases and norms (every tensor below 2-D), by option without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     weights = [parameter for parameter in trained if parameter.ndim >= 2]
     small = [parameter for parameter in trained if parameter.ndim < 2]
     small_decay = config.weight_decay if config.decay_norm_bias else 0.0
     groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": small, "weight_decay": small_decay},
+        {"params": weights, "lr": config.lr, "weight_decay": config.weight_decay},
+        {"params": small, "lr": config.lr, "weight_decay": small_decay},
     ]
     return [group for group in groups if group["params"]]
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer that `config` names over the model's groups, fused where torch has a fused kernel."""
+def muon_groups(model: nn.Module, config: MuonConfig) -> list[dict[str, Any]]:
+    """Three groups: matrices, which are orthogonalised; biases and norms; the last linear layer's weights."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    last = linear[-1] if linear else None
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2 and parameter is not last]
+    small = [parameter for parameter in trained if parameter.ndim < 2]
+    side: dict[str, Any] = {"orthogonal": False, "momentum": config.side_momentum}
+    groups = [
+        {"params": matrices, "lr": config.lr, "orthogonal": True, "momentum": config.momentum},
+        {"params": small, "lr": config.bias_lr, "weight_decay": config.weight_decay / config.bias_lr, **side},
+        {
+            "params": [] if last is None else [last],
+            "lr": config.head_lr,
+            "weight_decay": config.weight_decay / config.head_lr,
+            **side,
+        },
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, device: torch.device, precision: str = "fp32"
+) -> torch.optim.Optimizer:
+    """The optimizer that `config` names over the model's groups, fused where torch has a fused kernel.
+
+    Every group's `initial_lr` is its peak rate, which a schedule multiplies. `precision` is that of Muon's products.
+    """
+    optimizer = _optimizer(model, config, device, precision)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _optimizer(
+    model: nn.Module, config: OptimizerConfig, device: torch.device, precision: str
+) -> torch.optim.Optimizer:
+    if isinstance(config, MuonConfig):
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        return Muon(
+            muon_groups(model, config),
+            config.lr,
+            momentum=config.momentum,
+            steps=config.steps,
+            rescale=config.rescale,
+            dtype=dtype,
+        )
     groups = parameter_groups(model, config)
     fused = device.type in ("cpu", "cuda")
     if isinstance(config, SGDConfig):

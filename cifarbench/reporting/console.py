@@ -184,6 +184,8 @@ def result_panel(report: dict[str, Any], dataset: str, paths: dict[str, str], po
     headline = Text.assemble((f"{report['accuracy']:.2%}", "bold green"), f" of {report['n']:,}")
     headline.append(f"   95 % interval {100 * low:.2f}–{100 * high:.2f}", "dim")
     grid.add_row({"val": "validation"}.get(portion, portion) + " accuracy", headline)
+    if report["tta"] != "none":
+        grid.add_row("test-time aug.", f"{report['tta']}: several views of each image averaged")
     if report["accuracy_official"] is not None:
         grid.add_row(f"official {report['n_official']:,}", f"{report['accuracy_official']:.2%}")
     pairs = [f"{pair['true']} taken for {pair['predicted']} {pair['count']}×" for pair in report["most_confused"][:3]]

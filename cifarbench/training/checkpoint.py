@@ -32,6 +32,7 @@ _SLOTS: dict[str, set[str]] = {
     "Adam": {"step", "exp_avg", "exp_avg_sq"},
     "AdamW": {"step", "exp_avg", "exp_avg_sq"},
     "RMSprop": {"step", "square_avg"},
+    "Muon": {"momentum_buffer"},
 }
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_tensor_v2"

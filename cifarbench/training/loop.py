@@ -24,11 +24,13 @@ from cifarbench.config.optim import PlateauConfig
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import Augment
 from cifarbench.data.batches import epoch_order, steps_per_epoch
+from cifarbench.data.image_ops import shrink
 from cifarbench.data.random import Draws
 from cifarbench.data.split import Portion
 from cifarbench.errors import Interrupted, NonFiniteError
 from cifarbench.evaluation.metrics import loss_and_accuracy
 from cifarbench.evaluation.predict import EVAL_BATCH, Statistics, predict
+from cifarbench.models.whitening import Whitening
 from cifarbench.optim.optimizers import build_optimizer
 from cifarbench.optim.schedules import Plateau, factor
 from cifarbench.runs import shown_path
@@ -37,6 +39,7 @@ from cifarbench.training import checkpoint
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.observer import Observer, StepReport
+from cifarbench.training.phases import Phases
 from cifarbench.training.signals import StopRequest
 
 _CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where each look waits for the device
@@ -86,19 +89,22 @@ class Training:
         layout = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
         self.model = model.to(setting.compute.device).to(memory_format=layout)
         self.forward = torch.compile(self.model) if self.trainer.compile else self.model
-        self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device)
+        self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device, setting.compute.precision)
         self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")
         decay = self.trainer.ema
         self.ema = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
         )
         count = len(setting.train)
-        steps = steps_per_epoch(count, self.trainer.batch_size, self.trainer.limit_batches)
+        steps = steps_per_epoch(count, self.trainer.batch_size, self.trainer.limit_batches, self.trainer.drop_last)
         self.length = RunLength(self.trainer.epochs, steps)
+        self.phases = Phases(self.trainer, self.length)
+        self.stems = [module for module in model.modules() if isinstance(module, Whitening)]
         self.factor = factor(config.scheduler, self.length)
         self.plateau = Plateau(config.scheduler if isinstance(config.scheduler, PlateauConfig) else None)
         self.augment = Augment(config.augment, *setting.statistics, channels_last=self.trainer.channels_last)
         self.progress = Progress()
+        self.lr = 0.0
         self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
         self.unchecked: list[tuple[int, float, Tensor]] = []
 
@@ -130,7 +136,7 @@ class Training:
                 first = 0 if trainer.overfit_batch else progress.batch * trainer.batch_size
                 share = max(progress.step / self.length.steps, time_share)
                 lr = self._set_rate(share)
-                loss = self._step(order[first : first + trainer.batch_size], lr)
+                loss = self._step(order[first : first + trainer.batch_size], lr, share)
                 progress.batch += 1
                 progress.step += 1
                 now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too
@@ -141,14 +147,17 @@ class Training:
             if progress.batch:
                 self._end_epoch()
 
-    def _step(self, positions: Tensor, lr: float) -> Tensor:
-        """One optimizer step on the training images at `positions`, (B,) int64; returns its mean loss."""
+    def _step(self, positions: Tensor, lr: float, share: float) -> Tensor:
+        """One optimizer step at `share` of the run on the images at `positions`, (B,) int64; returns its mean loss."""
         progress = self.progress
+        for stem in self.stems:
+            stem.bias.requires_grad_(share < self.phases.stem_bias_until)
+        size = self.phases.size(share)
         torch.manual_seed(derive(self.config.seed, "step", progress.step, self.setting.world.rank))
         mine = self.setting.world.share(positions).to(self.setting.compute.device)
         loss = torch.zeros((), device=mine.device)
         for micro in mine.split(self.trainer.micro_batch or max(len(mine), 1)):
-            loss += self._accumulate(micro, len(positions))
+            loss += self._accumulate(micro, len(positions), size)
         self.unchecked.append((progress.step + 1, lr, loss))
         if loss.device.type == "cpu" or len(self.unchecked) >= _CHECK_EVERY:
             self._check_losses()
@@ -160,15 +169,18 @@ class Training:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
+            if share < self.phases.ema_start:
+                self.ema.n_averaged.zero_()  # the next update copies
             self.ema.update_parameters(self.model)
         return loss
 
-    def _accumulate(self, positions: Tensor, batch: int) -> Tensor:
-        """Add the gradient of the images at `positions`, as their part of a batch of `batch` images."""
+    def _accumulate(self, positions: Tensor, batch: int, size: int) -> Tensor:
+        """Add the gradient of the images at `positions`, shrunk to `size` px, as their part of a batch of `batch`."""
         train = self.setting.train
         draws = Draws(self.config.seed, self.progress.epoch, train.indices[positions])
         images = self.augment(train.images[positions], draws)
         images, targets = self.augment.mix(images, train.targets[positions], draws)
+        images = shrink(images, size)
         with self.setting.compute.autocast():
             logits = self.forward(images).float()
         smoothing = self.trainer.label_smoothing
@@ -183,10 +195,11 @@ class Training:
 
     def _set_rate(self, share: float) -> float:
         """Set the learning rate for the step at this share of the run, and return it."""
-        lr = self.config.optim.lr * self.factor(share) * self.plateau.scale
+        scale = self.factor(share) * self.plateau.scale
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        return lr
+            group["lr"] = group["initial_lr"] * scale
+        self.lr = self.config.optim.lr * scale
+        return self.lr
 
     # --- the end of an epoch -------------------------------------------------------------------------------------
 
@@ -223,7 +236,7 @@ class Training:
         return {
             "epoch": progress.epoch,
             "step": progress.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.lr,
             "train_loss": loss_sum / seen,
             "train_accuracy": right / seen,
             "val_loss": val_loss,
@@ -246,7 +259,7 @@ class Training:
         logits = self.logits(val.images[:count])
         return loss_and_accuracy(logits, val.targets[:count])
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, images: Tensor, tta: str = "none") -> Tensor:
         """Logits (N, 10) of the weights that are scored (averaged ones where EMA is on), over all processes."""
         setting = self.setting
         setting.world.same_buffers(self.scored)
@@ -255,6 +268,7 @@ class Training:
             setting.world.share(images),
             setting.statistics,
             setting.compute,
+            tta,
             channels_last=self.trainer.channels_last,
         )
         return setting.world.gather_rows(mine, len(images))

@@ -15,6 +15,7 @@ from cifarbench.compute import Compute, choose_compute, describe, make_determini
 from cifarbench.config.durations import seconds
 from cifarbench.config.load import differences, load, to_plain
 from cifarbench.config.schema import TrainConfig
+from cifarbench.data.augment import normalise
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts, channel_statistics, split
 from cifarbench.errors import ConfigError, IntegrityError
@@ -22,6 +23,7 @@ from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import EVAL_BATCH, predict
 from cifarbench.models.flops import count_flops, count_parameters
 from cifarbench.models.registry import build
+from cifarbench.models.whitening import SAMPLE, fit_stems
 from cifarbench.runs import shown_path
 from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
@@ -121,6 +123,7 @@ def _setting(
     model: nn.Module,
 ) -> Setting:
     statistics = channel_statistics(parts.train.images)
+    fit_stems(model, normalise(parts.train.images[:SAMPLE], *statistics))
     passport = {
         "dataset": {"name": data.name, "fingerprint": data.fingerprint},
         "split": {"name": parts.name, "fingerprint": parts.fingerprint},
@@ -243,7 +246,7 @@ def _reserve(training: Training, parts: Parts) -> float:
     images = setting.train.images[:EVAL_BATCH]
     predict(training.scored, images, setting.statistics, setting.compute)
     started = time.perf_counter()
-    predict(training.scored, images, setting.statistics, setting.compute)
+    predict(training.scored, images, setting.statistics, setting.compute, training.trainer.tta)
     per_image = (time.perf_counter() - started) / len(images)
     counted = len(parts.test) + (len(parts.val) if parts.val else 0)
     return _RESERVE_SECONDS + 1.3 * per_image * counted / setting.world.size
@@ -268,8 +271,9 @@ def _score(training: Training, config: TrainConfig, data: ImageSet, parts: Parts
         test = {**run.manifest["test"], "openings": run.manifest["test"]["openings"] + 1}
         run.update(test=test)  # written before the images are seen, so that no opening goes uncounted
     portion = parts.test.open()
-    logits = training.logits(portion.images.to(training.setting.compute.device)).cpu()
-    report = score(logits, portion.targets, data.classes, parts.test.official)
+    tta = config.trainer.tta
+    logits = training.logits(portion.images.to(training.setting.compute.device), tta).cpu()
+    report = {**score(logits, portion.targets, data.classes, parts.test.official), "tta": tta}
     return Outcome(report, logits, parts, tested, training.scored)
 
 
