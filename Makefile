@@ -40,7 +40,8 @@ tensorboard: $(READY) ## Serve the logs of outputs/ at http://localhost:6006
 	$(BIN)/tensorboard --logdir outputs --port 6006
 
 benchmark: $(READY) ## Measure the loop against a bare loop and a tutorial-style loop
-	$(BIN)/python scripts/loop_overhead.py $(ARGS)
+	$(RUN) bench data=synthetic model=vgg trainer.batch_size=128 bench.tutorial=true $(ARGS)
+	$(RUN) bench data=synthetic model=resnet trainer.batch_size=128 bench.tutorial=true $(ARGS)
 
 clean: ## Remove caches and build products; .venv and outputs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

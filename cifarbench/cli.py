@@ -13,6 +13,17 @@ from cifarbench.errors import CifarbenchError, ConfigError
 VERBS = {
     "train": "train a model, keep its checkpoints, and score the test part once",
     "eval": "score a run or a checkpoint again",
+    "report": "show a run as a page, or compare several: cifarbench report DIR [DIR…]",
+    "predict": "say what is on image files: cifarbench predict run=DIR IMAGE…",
+    "ensemble": "average several runs: cifarbench ensemble DIR DIR…",
+    "export": "write a model for use elsewhere: cifarbench export DIR format=onnx",
+    "leaderboard": "rank and compare finished runs: cifarbench leaderboard [DIR…]",
+    "verify": "judge runs by the rules of the competition: cifarbench verify DIR…",
+    "bench": "time configs against each other, or measure time to an accuracy",
+    "summary": "show a model layer by layer: shapes, parameters, memory, FLOPs, receptive field",
+    "sanity": "check model, data and optimizer before training; exit 1 if a check fails",
+    "lr-find": "raise the learning rate step by step and suggest one",
+    "baseline": "score a method without training: cifarbench baseline knn",
     "data": "fetch, check or show the dataset: cifarbench data fetch|check|show",
 }
 HELP = f"""usage: cifarbench VERB [group=option] [key=value] …
@@ -20,7 +31,7 @@ HELP = f"""usage: cifarbench VERB [group=option] [key=value] …
 CIFAR-10 experiments with a sealed test set.
 
 verbs:
-{chr(10).join(f"  {verb:<7}{text}" for verb, text in VERBS.items())}
+{chr(10).join(f"  {verb:<10}{text}" for verb, text in VERBS.items())}
 
 first steps:
   cifarbench train data=synthetic trainer=quick    no download, under two minutes
@@ -84,12 +95,13 @@ def _follow(verb: str) -> int:
 
 def _report(error: Exception) -> int:
     """Print the error as a sentence and return its exit code."""
-    sentence, code = _explain(error)
+    sentence, code = explain(error)
     print(f"cifarbench: {sentence}", file=sys.stderr)
     return code
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def explain(error: Exception) -> tuple[str, int]:
+    """The sentence for an error, and its exit code."""
     if isinstance(error, CifarbenchError):
         return str(error), error.exit_code
     name = type(error).__name__

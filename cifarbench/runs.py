@@ -9,7 +9,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,11 @@ class RunDirectory:
 
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The content of run.json, {} where there is none; IntegrityError where it cannot be read as one."""
-    path = directory / "run.json"
+    return read_json(directory / "run.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} where there is no file; IntegrityError where it cannot be read as one."""
     if not path.is_file():
         return {}
     try:
@@ -164,6 +168,66 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise IntegrityError(f"{path} is damaged: it holds no keys.")
     return values
+
+
+def count_opening(directory: Path) -> None:
+    """Add one to the openings of the seal that a run's manifest counts, before the test part is opened again."""
+    holder = RunDirectory(directory)
+    holder.acquire()
+    try:
+        test = holder.manifest.get("test", {})
+        holder.update(test={**test, "openings": test.get("openings", 0) + 1})
+    finally:
+        holder.release()
+
+
+def read_rows(directory: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, [] where there are none; IntegrityError where a line is no JSON object."""
+    path = directory / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in _read_small(path).splitlines() if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is damaged: {error}.") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise IntegrityError(f"{path} is damaged: a line holds no JSON object.")
+    return rows
+
+
+def check_distinct(directories: Sequence[Path]) -> None:
+    """Raise ConfigError where one run directory is named twice."""
+    seen: set[Path] = set()
+    for directory in directories:
+        if directory.resolve() in seen:
+            raise ConfigError(f"`run` names {str(directory)!r} twice; give different runs.")
+        seen.add(directory.resolve())
+
+
+def check_one_passport(directories: Sequence[Path]) -> None:
+    """Raise IntegrityError unless all runs are of one dataset and one split, so that their numbers compare."""
+    passports = [_passport(directory) for directory in directories]
+    for directory, passport in zip(directories, passports, strict=True):
+        for part in ("dataset", "split"):
+            name, mark = passport[part]
+            first, first_mark = passports[0][part]
+            if mark != first_mark:
+                raise IntegrityError(
+                    f"{directories[0]} and {directory} cannot be compared: their {part}s differ, "
+                    f"{first} {first_mark[:12]} and {name} {mark[:12]}. Give runs of one dataset and split."
+                )
+
+
+def _passport(directory: Path) -> dict[str, tuple[str, str]]:
+    """Name and fingerprint of the dataset and the split that a run's manifest records."""
+    manifest, found = read_manifest(directory), {}
+    for part in ("dataset", "split"):
+        values = manifest.get(part)
+        name, mark = (values.get(key) for key in ("name", "fingerprint")) if isinstance(values, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(mark, str):
+            raise IntegrityError(f"{directory / 'run.json'} names no {part} fingerprint; it is no run of cifarbench.")
+        found[part] = (name, mark)
+    return found
 
 
 def _read_small(path: Path) -> str:

@@ -28,6 +28,7 @@ TINY = [
     "optim.lr=0.1",
     "trainer.epochs=2",
     "trainer.progress=plain",
+    "trainer.report=false",
 ]
 
 
@@ -90,6 +91,18 @@ def rows_of(run: Path) -> list[dict]:
 def manifest_of(run: Path) -> dict:
     """The content of run.json."""
     return json.loads((run / "run.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def two_runs(tmp_path_factory) -> tuple[Path, Path]:
+    """Two finished tiny runs in fp32 that differ by their seed; a test that changes one takes a copy."""
+    home = tmp_path_factory.mktemp("two_runs")
+    for seed in (0, 1):
+        words = [*TINY, "trainer.precision=fp32", "trainer.threads=1", "trainer.tensorboard=false", f"seed={seed}"]
+        threads = torch.get_num_threads()
+        assert main(["train", *words, f"hydra.run.dir={home / f'run{seed}'}"]) == 0
+        torch.set_num_threads(threads)
+    return home / "run0", home / "run1"
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,9 @@ from cifarbench.errors import ConfigError
 from cifarbench.models import layers, registry, resnet, simple_cnn, vgg
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
-FAMILIES = ("efficientnet_lite", "resnet", "simple_cnn", "speednet", "vgg")
+CLASSICS = ("alexnet", "googlenet", "lenet", "linear", "mlp")
+FAMILIES = (*CLASSICS, "efficientnet_lite", "resnet", "simple_cnn", "speednet", "vgg")
+RULES = {cls: {f.name: keys.rule_of(f) for f in dataclasses.fields(cls)} for cls in config.MODELS.values()}
 
 
 def defaults(name):
@@ -43,6 +45,11 @@ SMALL = {
     "resnet": {"blocks": (1, 2), "widths": (8, 16)},
     "efficientnet_lite": {"width": 0.25},
     "speednet": {"widths": (8, 16)},
+    "linear": {},
+    "mlp": {"hidden": (24, 16)},
+    "lenet": {},
+    "alexnet": {"width": 0.125, "hidden": (16, 16), "dropout": 0.0},
+    "googlenet": {"width": 0.125},
 }
 
 
@@ -68,11 +75,7 @@ def test_config_choices_are_the_tables():
     assert tuple(layers.HEADS) == config.HEADS
     assert tuple(vgg.CONVOLUTIONS) == config.VGG_DEPTHS
     assert config.IMAGE_SIZE == layers.IMAGE_SIZE
-    choices = {
-        (cls, field.name): keys.rule_of(field).choices
-        for cls in config.MODELS.values()
-        for field in dataclasses.fields(cls)
-    }
+    choices = {(cls, name): rule.choices for cls, rules in RULES.items() for name, rule in rules.items()}
     assert choices[config.SimpleCNNConfig, "norm"] == tuple(simple_cnn.NORMS)
     assert choices[config.ResNetConfig, "block"] == tuple(resnet.EXPANSIONS)
     for block in (resnet.Block, resnet.PreactivationBlock):
@@ -95,6 +98,11 @@ def test_first_loss_is_near_ln_10(name):
         ("resnet", {"preactivation": True}),
         ("resnet", {"block": "bottleneck", "shortcut": "pad"}),
         ("efficientnet_lite", {"squeeze_excite": True}),
+        ("resnet", {"shortcut": "none"}),
+        ("resnet", {"shortcut": "none", "preactivation": True}),
+        ("mlp", {"batch_norm": False, "activation": "maxout"}),
+        ("alexnet", {"batch_norm": False, "head": "global_average", "hidden": ()}),
+        ("googlenet", {"activation": "maxout", "pooling": "stride"}),
     ],
 )
 def test_every_parameter_gets_a_gradient(name, options):
@@ -126,13 +134,37 @@ def test_bf16_channels_last_is_close_to_fp32(name):
     assert (rough - exact).norm() < 0.05 * exact.norm()  # bf16 keeps 8 bits: 0.4 % a rounding
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("activation", layers.ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("name", "activation"),
+    [(name, act) for name in FAMILIES if name != "linear" for act in RULES[config.MODELS[name]]["activation"].choices],
+)
 def test_every_activation_trains(name, activation):
     _runs(name, activation=activation)
 
 
-@pytest.mark.parametrize("name", ["simple_cnn", "vgg"])
+def test_maxout_is_offered_wherever_the_layer_before_it_can_be_widened():
+    offered = {n for n in FAMILIES if n != "linear" and "maxout" in RULES[config.MODELS[n]]["activation"].choices}
+    assert offered == {"alexnet", "googlenet", "lenet", "mlp", "simple_cnn", "vgg"}
+    values = yaml.safe_load((CONF / "resnet.yaml").read_text())
+    with pytest.raises(ConfigError, match=r"`model.activation` is 'maxout'; it must be one of relu"):
+        keys.build(config.MODELS["resnet"], {**values, "activation": "maxout"}, "model")
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "vgg", "alexnet", "lenet"])
+@pytest.mark.parametrize("pooling", layers.POOLINGS)
+def test_maxout_trains_with_every_pooling(name, pooling):
+    _runs(name, activation="maxout", pooling=pooling, **({"whitening": True} if name in ("simple_cnn", "vgg") else {}))
+
+
+def test_maxout_by_hand():
+    x = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.0, 4.0, -1.0, -4.0]])
+    assert layers.activation("maxout")(x).tolist() == [[1.0, 3.0], [0.0, 4.0]]
+    with_whitening = build("vgg", **SMALL["vgg"], whitening=True, activation="maxout")
+    halves = F.conv2d(images(), with_whitening.stem.weight[:12])
+    torch.testing.assert_close(with_whitening.stem(images()), halves.abs())  # filters come with their negatives
+
+
+@pytest.mark.parametrize("name", ["simple_cnn", "vgg", "alexnet"])
 @pytest.mark.parametrize("pooling", layers.POOLINGS)
 @pytest.mark.parametrize(
     ("head", "hidden"), [("global_average", ()), ("global_max", ()), ("flatten", ()), ("flatten", (24, 16))]
@@ -207,7 +239,11 @@ def test_width_is_rounded_to_multiples_of_8():
         ("resnet", {"blocks": [], "widths": []}, ["`model.blocks` is []", "1 to 6"]),
         ("resnet", {"shortcut": "pad", "widths": [64, 64, 32, 64]}, ["`model.shortcut` is pad", "projection"]),
         ("efficientnet_lite", {"width": 0}, ["`model.width` is 0", "above 0"]),
+        ("resnet", {"shortcut": "none", "zero_init_residual": True}, ["zero_init_residual", "shortcut` none"]),
         ("speednet", {"widths": [8] * 5}, ["`model.widths`", "1 to 4"]),
+        ("alexnet", {"head": "global_max"}, ["`model.hidden` is [512, 512]", "head=flatten"]),
+        ("lenet", {"widths": [6]}, ["`model.widths` is [6]", "2 entries"]),
+        ("mlp", {"hidden": [0]}, ["`model.hidden[0]` is 0", "at least 1"]),
         ("speednet", {"depth": 1, "residual": True}, ["`model.residual` is true", "depth of 2"]),
     ],
 )
@@ -219,7 +255,7 @@ def test_a_broken_rule_names_key_value_and_remedy(name, changes, words):
 
 
 def test_registry_refuses_unknown_names_and_options():
-    with pytest.raises(ConfigError, match=r'unknown model "vg".*mean "vgg".*Valid: efficientnet_lite, resnet'):
+    with pytest.raises(ConfigError, match=r'unknown model "vg".*mean "vgg".*Valid: alexnet, efficientnet_lite'):
         registry.build("vg")
     with pytest.raises(ConfigError, match=r'"widht".*mean "width"'):
         registry.build("vgg", widht=1.0)
@@ -232,16 +268,16 @@ def test_registry_refuses_unknown_names_and_options():
 def test_a_user_model_is_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "_TABLE", {name: registry._find(name) for name in FAMILIES})
 
-    @registry.register("linear")
-    class Linear(nn.Sequential):
+    @registry.register("mine")
+    class Mine(nn.Sequential):
         def __init__(self, *, bias: bool = True) -> None:
             super().__init__(nn.Flatten(), nn.Linear(3072, 10, bias=bias))
 
-    assert sum(weight.numel() for weight in registry.build("linear", bias=False).parameters()) == 30_720
-    assert registry.options("linear")["bias"].default is True
-    for taken in ("linear", "vgg"):
+    assert sum(weight.numel() for weight in registry.build("mine", bias=False).parameters()) == 30_720
+    assert registry.options("mine")["bias"].default is True
+    for taken in ("mine", "vgg"):
         with pytest.raises(ConfigError, match="registered twice"):
-            registry.register(taken)(Linear)
+            registry.register(taken)(Mine)
 
 
 def test_imports_point_one_way():

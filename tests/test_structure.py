@@ -20,10 +20,14 @@ ALLOWED = {
     "optim": set(),
     "compute": set(),
     "runs": set(),
+    "sweeps": {"runs"},
     "evaluation": {"data", "models", "compute"},
     "training": {"data", "models", "optim", "evaluation", "compute", "runs"},
-    "reporting": {"data", "evaluation", "training", "runs"},
-    "commands": {"data", "models", "evaluation", "training", "reporting", "compute", "runs"},
+    "benchmark": {"data", "models", "optim", "training", "compute", "runs"},
+    "export": {"data", "training"},
+    "leaderboard": {"data", "models", "evaluation", "training", "runs"},
+    "reporting": {"leaderboard", "compute", "data", "evaluation", "training", "runs", "sweeps"},
+    "commands": {"leaderboard", "export", "benchmark", "sweeps", "data", "models", "evaluation", "training", "reporting", "compute", "runs"},
 }
 COMMON = {"config", "errors", "seeds", "__version__"}
 

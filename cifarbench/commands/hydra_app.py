@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from cifarbench import runs
@@ -16,6 +17,7 @@ from cifarbench.config.keys import nearest, unknown
 from cifarbench.errors import ConfigError, Interrupted, SweepError
 
 _GLOBAL_GROUPS = ("experiment", "debug")
+_SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # Hydra's flags that show something and run nothing
 
 
 def conf_dir() -> Path:
@@ -23,6 +25,11 @@ def conf_dir() -> Path:
     package = Path(__file__).resolve().parent.parent
     inside = package / "conf"
     return inside if inside.is_dir() else package.parent / "conf"
+
+
+def command_of(verb: str) -> ModuleType:
+    """The module in `commands` that does a verb's work."""
+    return importlib.import_module(f"cifarbench.commands.{verb.replace('-', '_')}")
 
 
 def run_verb(verb: str, arguments: list[str]) -> int:
@@ -33,22 +40,34 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     """
     if any(argument.split("=")[0] == "--experimental-rerun" for argument in arguments):
         raise ConfigError("--experimental-rerun would unpickle a file, which could run code; use trainer.resume=DIR.")
-    arguments = importlib.import_module(f"cifarbench.commands.{verb}").rewrite(arguments)
+    arguments = command_of(verb).rewrite(arguments)
     load_plugins(plugins_in(arguments))
     if any(argument in ("--help", "-h") for argument in arguments):
         from cifarbench.commands.help import show_help
 
         return show_help(verb, [argument for argument in arguments if argument not in ("--help", "-h")])
+    runs.register_resolvers()
+    only_shows = any(argument.startswith(_SHOWS) for argument in arguments)
+    if verb == "train" and {"-m", "--multirun"} & set(arguments) and not only_shows:
+        from cifarbench.commands.sweep import run_sweep
+
+        with in_our_words(verb):
+            return run_sweep(verb, arguments)
     return _hydra(verb, arguments)
 
 
 def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
-    """The verb's config as plain nested dicts, composed without running anything."""
+    """The verb's config as plain nested dicts, composed without running anything, also from inside another verb."""
+    import contextlib
+
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    with _in_our_words(verb), initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    is_running = GlobalHydra.instance().is_initialized()
+    place = contextlib.nullcontext() if is_running else initialize_config_dir(str(conf_dir()), version_base="1.3")
+    with in_our_words(verb), place:
         values = OmegaConf.to_container(hydra_compose(verb, overrides), resolve=True)
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items()}
@@ -60,8 +79,6 @@ def _hydra(verb: str, arguments: list[str]) -> int:
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
 
-    runs.register_resolvers()
-    arguments = _name_what_differs(arguments)
     codes: list[int] = []
     failures: list[Exception] = []
 
@@ -70,9 +87,9 @@ def _hydra(verb: str, arguments: list[str]) -> int:
         sweeps = settings.mode == RunMode.MULTIRUN
         directory = Path(settings.runtime.output_dir)
         try:
-            with _in_our_words(verb):
+            with in_our_words(verb):
                 values = OmegaConf.to_container(composed, resolve=True)
-            execute = importlib.import_module(f"cifarbench.commands.{verb}").run
+            execute = command_of(verb).run
             codes.append(execute(values, directory, list(settings.overrides.task)))
         except Exception as error:  # Hydra would print it as its own; it is raised again below
             runs.remove_if_empty(directory)
@@ -84,7 +101,7 @@ def _hydra(verb: str, arguments: list[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     sys.argv = [f"cifarbench {verb}", *arguments]
-    with _in_our_words(verb):
+    with in_our_words(verb):
         hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     if failures and len(codes) + len(failures) > 1:
         raise SweepError(f"{len(failures)} of {len(codes) + len(failures)} jobs failed; their messages are above.")
@@ -93,22 +110,7 @@ def _hydra(verb: str, arguments: list[str]) -> int:
     return max(codes, default=0)
 
 
-def _name_what_differs(arguments: list[str]) -> list[str]:
-    """In a sweep, keep what all jobs share out of the names of their directories."""
-    if not {"-m", "--multirun"} & set(arguments):
-        return arguments
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    try:
-        typed = OverridesParser.create().parse_overrides([text for text in arguments if not text.startswith("-")])
-    except OverrideParseException:
-        return arguments  # Hydra will meet the same one and raise it where it is put into words
-    shared = [override.key_or_group for override in typed if not override.is_sweep_override()]
-    return [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"]
-
-
-class _in_our_words:  # noqa: N801 - a context manager, read as a phrase
+class in_our_words:  # noqa: N801 - a context manager, read as a phrase
     """Turn Hydra's and OmegaConf's errors into a ConfigError that names key, rule and remedy."""
 
     def __init__(self, verb: str) -> None:

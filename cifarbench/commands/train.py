@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarbench import runs
+from cifarbench.commands import sweep
 from cifarbench.commands.plugins import load_plugins
 from cifarbench.config.load import differences, load, to_plain
 from cifarbench.config.schema import TrainConfig
@@ -17,11 +18,13 @@ _RESUME = "trainer.resume="
 
 
 def rewrite(arguments: list[str]) -> list[str]:
-    """Turn `trainer.resume=DIR` into a run in that directory, unless the command names another one.
+    """Turn `trainer.resume=DIR` into a run in that directory, unless the command names another one, and `repeat`
+    into a sweep over seeds.
 
     Raises:
         ConfigError: DIR is no run directory.
     """
+    arguments = sweep.rewrite(arguments)
     paths = [argument.removeprefix(_RESUME) for argument in arguments if argument.startswith(_RESUME)]
     if not paths or paths[-1] in ("auto", "never"):
         return arguments
@@ -142,6 +145,8 @@ def _train(config: TrainConfig, holder: runs.RunDirectory, world: Any, started: 
             write_results(holder, data, outcome)
             observer.result(outcome.report, outcome.scored)
         holder.update(status="completed")
+        if config.trainer.report:
+            _write_page(holder, data, observer)
         return 0
     except (Interrupted, KeyboardInterrupt) as error:
         _mark(holder, "interrupted", str(error))
@@ -152,6 +157,20 @@ def _train(config: TrainConfig, holder: runs.RunDirectory, world: Any, started: 
         raise
     finally:
         observer.close()
+
+
+def _write_page(holder: runs.RunDirectory, data: Any, observer: Any) -> None:
+    """Write report.html; the run is complete without it, so a failure, or Ctrl-C, costs one line."""
+    shown = runs.shown_path(holder.path)
+    try:
+        from cifarbench.reporting.page.build import write_run_page
+
+        write_run_page(holder.path, data=data)
+    except (Exception, KeyboardInterrupt) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        observer.note(f"report.html was not written ({reason}); the run is complete: cifarbench report {shown}")
+        return
+    observer.note(f"report: {shown}/report.html")
 
 
 def _mark(holder: runs.RunDirectory, status: str, reason: str) -> None:

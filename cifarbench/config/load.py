@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from cifarbench.config.after import EnsembleConfig, ExportConfig, PredictConfig, ReportConfig
+from cifarbench.config.before import BaselineConfig, LRFindConfig, SanityConfig, SummaryConfig
+from cifarbench.config.judge import LeaderboardConfig, VerifyConfig
 from cifarbench.config.keys import build, rule_of, unknown
 from cifarbench.config.models import MODELS
 from cifarbench.config.optim import OPTIMIZERS, SCHEDULERS
-from cifarbench.config.schema import Cifar10Config, DataVerbConfig, EvalConfig, SyntheticConfig, TrainConfig
+from cifarbench.config.schema import (
+    BenchVerbConfig,
+    Cifar10Config,
+    DataVerbConfig,
+    EvalConfig,
+    SyntheticConfig,
+    TrainConfig,
+)
 from cifarbench.errors import ConfigError
 
 DATASETS: dict[str, type] = {"cifar10": Cifar10Config, "synthetic": SyntheticConfig}
@@ -20,7 +32,10 @@ CHOICES: dict[str, dict[str, type]] = {
     "optim": OPTIMIZERS,
     "scheduler": SCHEDULERS,
 }
-VERBS: dict[str, type] = {"train": TrainConfig, "eval": EvalConfig, "data": DataVerbConfig}
+VERBS: dict[str, type] = {"bench": BenchVerbConfig, "train": TrainConfig, "eval": EvalConfig, "data": DataVerbConfig}
+VERBS |= {"report": ReportConfig, "predict": PredictConfig, "export": ExportConfig, "ensemble": EnsembleConfig}
+VERBS |= {"summary": SummaryConfig, "sanity": SanityConfig, "lr-find": LRFindConfig, "baseline": BaselineConfig}
+VERBS |= {"leaderboard": LeaderboardConfig, "verify": VerifyConfig}
 
 T = typing.TypeVar("T")
 
@@ -55,6 +70,25 @@ def to_plain(config: Any) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
     return plain(dataclasses.asdict(config))
+
+
+def identity(config: TrainConfig) -> str:
+    """A hash of every key that can change the trained weights, but the seed: runs that share it are repeats."""
+    content = json.dumps(_telling(config), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _telling(config: Any) -> Any:
+    """The keys that are not neutral, as nested plain values, without the run's seed."""
+    if not dataclasses.is_dataclass(config):
+        return list(config) if isinstance(config, tuple) else config
+    fields = [
+        field for field in dataclasses.fields(config) if "rule" not in field.metadata or not rule_of(field).neutral
+    ]
+    kept = {field.name: _telling(getattr(config, field.name)) for field in fields}
+    if isinstance(config, TrainConfig):
+        del kept["seed"]
+    return kept
 
 
 def differences(stored: Any, asked: Any, path: str = "") -> list[str]:

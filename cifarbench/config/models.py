@@ -1,32 +1,38 @@
 """The keys of each model family: what `conf/model/*.yaml` may say, and the rules between keys.
 
 Field names are the keyword arguments of the model's class. A rule that one key can break alone stands in its `key`;
-a rule between keys stands in `__post_init__`. The classes rely on both and repeat neither.
+a rule between keys stands in `__post_init__`. The classes rely on both and repeat neither. `fixed_size` says that a
+model takes images of 32 px alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+from cifarbench.config.classics import AlexNetConfig, GoogLeNetConfig, LeNetConfig, LinearConfig, MLPConfig
 from cifarbench.config.keys import key
+from cifarbench.config.model_rules import (
+    ACTIVATION,
+    ACTIVATIONS,
+    DIRAC,
+    DROPOUT,
+    ELEMENTWISE,
+    GLOBAL_HEAD,
+    GLOBAL_HEADS,
+    HEAD,
+    HEAD_DROPOUT,
+    HEADS,
+    HIDDEN,
+    IMAGE_SIZE,
+    POOLING,
+    POOLINGS,
+    VGG_DEPTHS,
+    WHITENING,
+    halvings_fit,
+    hidden_has_head,
+    same_length,
+)
 from cifarbench.errors import ConfigError
-
-ACTIVATIONS = ("relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh")
-POOLINGS = ("max", "average", "stride")
-HEADS = ("global_average", "global_max", "flatten")
-GLOBAL_HEADS = ("global_average", "global_max")
-VGG_DEPTHS = (11, 13, 16, 19)
-IMAGE_SIZE = 32  # px, both sides
-
-ACTIVATION = "Nonlinearity after each convolution and each hidden linear layer."
-POOLING = "How a map is halved: 2x2 max, 2x2 average, or a learned 3x3 convolution of stride 2."
-HEAD = "Classifier: mean or maximum over the map and linear, or `flatten`: all pixels, hidden layers, linear."
-GLOBAL_HEAD = "Classifier: mean or maximum over the map, linear."
-HIDDEN = "Widths of the hidden layers of `head=flatten`; [] for none."
-DROPOUT = "Share of features dropped before the last linear layer."
-WHITENING = "Put a frozen 2x2 layer first that decorrelates pixels, computed from training images (Page 2019)."
-DIRAC = "Start the first filters of every convolution as the identity (Zagoruyko and Komodakis 2017)."
-HEAD_DROPOUT = "Share of features dropped in the head: before its first and before its last linear layer."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,10 +57,15 @@ class SimpleCNNConfig:
 
     def __post_init__(self) -> None:
         """Check that the lists are one block each, that the map stays above 0 px, and that `hidden` has its head."""
-        _same_length("first_widths", self.first_widths, "second_widths", self.second_widths, "block")
-        _same_length("first_widths", self.first_widths, "spatial_dropout", self.spatial_dropout, "block")
-        _count("first_widths", self.first_widths, "block", IMAGE_SIZE.bit_length() - 1)
-        _hidden_has_head(self.head, self.hidden)
+        same_length("first_widths", self.first_widths, "second_widths", self.second_widths, "block")
+        same_length("first_widths", self.first_widths, "spatial_dropout", self.spatial_dropout, "block")
+        halvings_fit("first_widths", self.first_widths, "block", IMAGE_SIZE.bit_length() - 1)
+        hidden_has_head(self.head, self.hidden)
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the head counts pixels; VGG's sees one pixel at any size."""
+        return self.head == "flatten"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +89,7 @@ class VGGConfig:
             near = min(VGG_DEPTHS, key=lambda depth: abs(depth - self.depth))
             valid = ", ".join(map(str, VGG_DEPTHS))
             raise ConfigError(f"`model.depth` is {self.depth}; VGG has depths {valid}. The nearest is {near}.")
-        _hidden_has_head(self.head, self.hidden)
+        hidden_has_head(self.head, self.hidden)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,15 +106,16 @@ class ResNetConfig:
     stem_width: int = key("Output channels of the first convolution; 0 takes the first of `widths`.", ge=0)
     preactivation: bool = key("Batch norm and activation before each convolution instead of after it.")
     shortcut: str = key(
-        "Shortcut where shapes differ: `projection` (1x1 convolution) or `pad` (zero channels, no parameters).",
-        choices=("projection", "pad"),
+        "Shortcut where shapes differ: `projection` (1x1 convolution) or `pad` (zero channels, no parameters); "
+        "`none`: no shortcut anywhere, the plain network of the same depth.",
+        choices=("projection", "pad", "none"),
     )
     zero_init_residual: bool = key("Start every residual branch at 0, so that each block begins as its shortcut.")
     pooling: str = key(
         "What halves the map: `stride` (of a stage's first block, as published), or 2x2 pooling before that block.",
         choices=("stride", "max", "average"),
     )
-    activation: str = key("Nonlinearity after each batch norm.", choices=ACTIVATIONS)
+    activation: str = key("Nonlinearity after each batch norm.", choices=ELEMENTWISE)
     head: str = key(GLOBAL_HEAD, choices=GLOBAL_HEADS)
     dropout: float = key(DROPOUT, ge=0, lt=1)
     whitening: bool = key(WHITENING)
@@ -111,10 +123,15 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         """Check that the lists are one stage each, that the map stays above 0 px, and that `pad` only adds channels."""
-        _same_length("blocks", self.blocks, "widths", self.widths, "stage")
-        _count("blocks", self.blocks, "stage", IMAGE_SIZE.bit_length())
+        same_length("blocks", self.blocks, "widths", self.widths, "stage")
+        halvings_fit("blocks", self.blocks, "stage", IMAGE_SIZE.bit_length())
         if self.shortcut == "pad":
             self._check_pad()
+        if self.shortcut == "none" and self.zero_init_residual:
+            raise ConfigError(
+                "`model.zero_init_residual` is true and `model.shortcut` none; branches that start at 0 would let "
+                "nothing through. Set model.zero_init_residual=false."
+            )
 
     def _check_pad(self) -> None:
         expansion = 4 if self.block == "bottleneck" else 1
@@ -134,7 +151,7 @@ class EfficientNetLiteConfig:
     width: float = key("Factor on the base channels (16 to 512), rounded to multiples of 8.", gt=0, le=8)
     depth: float = key("Factor on each stage's number of blocks, rounded up.", gt=0, le=20)
     squeeze_excite: bool = key("Add a squeeze-excite gate to every MBConv block.")
-    activation: str = key("Nonlinearity after each batch norm but those that end a block.", choices=ACTIVATIONS)
+    activation: str = key("Nonlinearity after each batch norm but those that end a block.", choices=ELEMENTWISE)
     stochastic_depth: float = key(
         "Probability of skipping the last block's branch for an image; it grows linearly from 0 at the first.",
         ge=0,
@@ -154,7 +171,7 @@ class SpeedNetConfig:
     residual: bool = key("Add each group's first map to its last.")
     pooling: str = key(POOLING, choices=POOLINGS)
     head: str = key(GLOBAL_HEAD, choices=GLOBAL_HEADS)
-    activation: str = key("Nonlinearity after each batch norm and the whitening.", choices=ACTIVATIONS)
+    activation: str = key("Nonlinearity after each batch norm and the whitening.", choices=ELEMENTWISE)
     dirac: bool = key(DIRAC)
     norm_momentum: float = key("Weight of the newest batch in the running statistics of batch norm.", gt=0, le=1)
     norm_eps: float = key("Added to the variance in batch norm.", gt=0, le=1)
@@ -162,39 +179,20 @@ class SpeedNetConfig:
 
     def __post_init__(self) -> None:
         """Check that the map stays above 0 px."""
-        _count("widths", self.widths, "group", (IMAGE_SIZE - self.whitening).bit_length() - 1)
+        halvings_fit("widths", self.widths, "group", (IMAGE_SIZE - self.whitening).bit_length() - 1)
         if self.residual and self.depth == 1:
             raise ConfigError("`model.residual` is true and `model.depth` 1; a residual needs a depth of 2 or more.")
 
 
 MODELS: dict[str, type] = {
+    "linear": LinearConfig,
+    "mlp": MLPConfig,
+    "lenet": LeNetConfig,
+    "alexnet": AlexNetConfig,
+    "googlenet": GoogLeNetConfig,
     "simple_cnn": SimpleCNNConfig,
     "vgg": VGGConfig,
     "resnet": ResNetConfig,
     "efficientnet_lite": EfficientNetLiteConfig,
     "speednet": SpeedNetConfig,
 }
-
-
-def _same_length(first: str, ones: tuple, second: str, others: tuple, part: str) -> None:
-    if len(ones) != len(others):
-        raise ConfigError(
-            f"`model.{second}` is {list(others)}, {len(others)} long, but `model.{first}` is {list(ones)}, "
-            f"{len(ones)} long; each has one value per {part}. Give both the same length."
-        )
-
-
-def _count(name: str, values: tuple, part: str, most: int) -> None:
-    if not 1 <= len(values) <= most:
-        raise ConfigError(
-            f"`model.{name}` is {list(values)}, {len(values)} {part}s; a {IMAGE_SIZE} px image allows 1 to {most}. "
-            f"Change the length of each list that has one value per {part}."
-        )
-
-
-def _hidden_has_head(head: str, hidden: tuple[int, ...]) -> None:
-    if hidden and head != "flatten":
-        raise ConfigError(
-            f"`model.hidden` is {list(hidden)}, but model.head={head} has no hidden layers. "
-            "Set model.head=flatten, or model.hidden=[]."
-        )

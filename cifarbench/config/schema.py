@@ -75,6 +75,7 @@ class TrainerConfig:
     test: bool = key("Whether the seal is opened after training, once, and the test part scored.", neutral=True)
     tta: str = key(TTA, choices=TTAS, neutral=True)
     tensorboard: bool = key("Whether TensorBoard logs are written.", neutral=True)
+    report: bool = key("Whether report.html, the run as a page, is written at the end.", neutral=True)
     progress: str = key("Console display.", choices=["auto", "live", "plain", "none"], neutral=True)
 
     def __post_init__(self) -> None:
@@ -117,6 +118,11 @@ class TrainConfig:
                 f"`trainer.early_stopping` is {self.trainer.early_stopping} and nothing is validated; "
                 "set `split.val_fraction` and `trainer.validate_every` above 0, or `trainer.early_stopping=0`."
             )
+        if self.trainer.sizes and getattr(self.model, "fixed_size", False):
+            raise ConfigError(
+                f"`trainer.sizes` is {list(self.trainer.sizes)}, and model={self.model.name} takes images of 32 px "
+                "alone here; set `trainer.sizes=[] trainer.size_until=[]`, or take another model or head."
+            )
         if self.scheduler.name == "plateau" and not validates:
             raise ConfigError(
                 "`scheduler.name` is 'plateau' and nothing is validated; "
@@ -142,6 +148,29 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if (self.run is None) == (self.checkpoint is None):
             raise ConfigError("`run` and `checkpoint` name what to score; give exactly one, e.g. run=outputs/train/…")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSection:
+    """What `cifarbench bench` measures."""
+
+    measure: str = key(
+        "throughput: images per second of the loop and its parts; accuracy: whole runs, their accuracy and time.",
+        choices=["throughput", "accuracy"],
+    )
+    against: tuple[str, ...] = key("Further configs, each as overrides of this one: ['model=vgg optim=adamw'].")
+    tutorial: bool = key("Whether a tutorial-style loop over the same model is timed too (throughput).")
+    rounds: int = key("Rounds in which every config is timed, after one of warm-up (throughput).", ge=1, le=1000)
+    steps: int = key("Optimizer steps per timing (throughput).", unit="steps", ge=1, le=100_000)
+    seeds: int = key("Runs of each config, with the seeds from `seed` on (accuracy).", ge=1, le=1000)
+    target: float = key("Test accuracy that the mean is held against (accuracy).", ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchVerbConfig(TrainConfig):
+    """Everything that `cifarbench bench` needs: a training config, and what to measure."""
+
+    bench: BenchSection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,18 @@ Value = TypeVar("Value")
 IMAGE_SIZE = 32  # px, both sides
 CLASSES = 10
 
+
+class Maxout(nn.Module):
+    """Elementwise maximum of the two halves of the channels: `(N, 2C, …)` to `(N, C, …)`.
+
+    Goodfellow et al., "Maxout Networks" (2013), section 2, with two linear pieces.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The larger of channel c and channel C + c."""
+        return torch.maximum(*x.chunk(2, dim=1))
+
+
 # In place wherever autograd allows it at no cost: these follow a convolution or a batch norm, neither of which
 # needs its own output for the backward pass.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -30,7 +42,13 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": lambda: nn.ELU(inplace=True),
     "sigmoid": nn.Sigmoid,
     "tanh": nn.Tanh,
+    "maxout": Maxout,
 }
+
+
+def pieces(act: str) -> int:
+    """Channels that the activation takes for each one it gives; the layer before it must have so many times more."""
+    return 2 if act == "maxout" else 1
 
 
 def look_up(kind: str, name: Key, table: Mapping[Key, Value]) -> Value:
@@ -41,7 +59,7 @@ def look_up(kind: str, name: Key, table: Mapping[Key, Value]) -> Value:
 
 
 def activation(name: str) -> nn.Module:
-    """The elementwise nonlinearity `name` of `ACTIVATIONS`."""
+    """The nonlinearity `name` of `ACTIVATIONS`; all but maxout work on each number alone."""
     return look_up("activation", name, ACTIVATIONS)()
 
 
@@ -55,8 +73,9 @@ def conv(
 def conv_bn_act(
     inputs: int, outputs: int, size: int, act: str, *, stride: int = 1, groups: int = 1
 ) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """The three layers conv, BN, activation, to unpack into a Sequential."""
-    return conv(inputs, outputs, size, stride=stride, groups=groups), nn.BatchNorm2d(outputs), activation(act)
+    """The three layers conv, BN, activation, to unpack into a Sequential: `outputs` channels after the activation."""
+    inner = outputs * pieces(act)
+    return conv(inputs, inner, size, stride=stride, groups=groups), nn.BatchNorm2d(inner), activation(act)
 
 
 def scaled(channels: int, factor: float, multiple: int = 8) -> int:
@@ -65,7 +84,7 @@ def scaled(channels: int, factor: float, multiple: int = 8) -> int:
 
 
 def _strided(channels: int, act: str, keep_edge: bool) -> nn.Module:
-    return nn.Sequential(conv(channels, channels, 3, stride=2, bias=True), activation(act))
+    return nn.Sequential(conv(channels, channels * pieces(act), 3, stride=2, bias=True), activation(act))
 
 
 POOLINGS: dict[str, Callable[[int, str, bool], nn.Module]] = {
@@ -120,7 +139,7 @@ def flatten_head(channels: int, size: int, hidden: tuple[int, ...], act: str, dr
     widths = (channels * size * size, *hidden)
     layers: list[nn.Module] = [nn.Flatten(), nn.Dropout(dropout)]
     for inputs, outputs in zip(widths, hidden, strict=False):
-        layers += [nn.Linear(inputs, outputs), activation(act)]
+        layers += [nn.Linear(inputs, outputs * pieces(act)), activation(act)]
     if hidden:
         layers.append(nn.Dropout(dropout))
     return nn.Sequential(*layers, nn.Linear(widths[-1], CLASSES))
@@ -153,12 +172,12 @@ def init_weights(model: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             fan_out = module.out_channels * math.prod(module.kernel_size) // module.groups
             nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.ones_(module.weight)
         elif isinstance(module, nn.Linear):
             std = 0.01 if module is linear[-1] else math.sqrt(2 / module.in_features)
             nn.init.normal_(module.weight, std=std)
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.Linear) and module.bias is not None:
+        if isinstance(module, nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
 

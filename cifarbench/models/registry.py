@@ -5,8 +5,8 @@ To add a model of your own, write one file and name it under `plugins=` on the c
     from torch import nn
     from cifarbench.models.registry import register
 
-    @register("linear")
-    class Linear(nn.Sequential):
+    @register("mine")
+    class Mine(nn.Sequential):
         def __init__(self, *, bias: bool = True) -> None:
             super().__init__(nn.Flatten(), nn.Linear(3 * 32 * 32, 10, bias=bias))
 

@@ -12,6 +12,8 @@ bottleneck's stride is in its 3x3 convolution, not its first 1x1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +23,9 @@ from cifarbench.models.layers import head as build_head
 from cifarbench.models.layers import pooling as build_pooling
 from cifarbench.models.registry import register
 from cifarbench.models.whitening import stem as build_stem
+
+# Name to a function of input channels, output channels and stride.
+Shortcuts = dict[str, Callable[[int, int, int], nn.Module]]
 
 # Output channels of a block over its width.
 EXPANSIONS = {"basic": 1, "bottleneck": 4}
@@ -55,13 +60,24 @@ def bare_projection(inputs: int, outputs: int, stride: int) -> nn.Conv2d:
     return conv(inputs, outputs, 1, stride=stride)
 
 
+class NoShortcut(nn.Module):
+    """Nothing to add: the plain network that the ResNet paper compares with (section 4.2)."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> float:
+        """Zero."""
+        return 0.0
+
+
 class Block(nn.Module):
     """(conv, BN, activation) for all but the last, conv, BN, add the shortcut, activation.
 
     The convolutions are 3x3, 3x3 in a basic block and 1x1, 3x3, 1x1 in a bottleneck.
     """
 
-    shortcuts = {"projection": projection, "pad": PadShortcut}
+    shortcuts: Shortcuts = {"projection": projection, "pad": PadShortcut, "none": NoShortcut}
 
     def __init__(self, kind: str, inputs: int, width: int, stride: int, act: str, shortcut: str) -> None:
         super().__init__()
@@ -71,7 +87,7 @@ class Block(nn.Module):
             self.branch.extend([convolution, nn.BatchNorm2d(convolution.out_channels), build_activation(act)])
         self.branch.extend([last, nn.BatchNorm2d(last.out_channels)])
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != last.out_channels:
+        if stride != 1 or inputs != last.out_channels or shortcut == "none":
             self.shortcut = look_up("shortcut", shortcut, self.shortcuts)(inputs, last.out_channels, stride)
         self.activation = build_activation(act)
 
@@ -86,7 +102,7 @@ class PreactivationBlock(nn.Module):
     A shortcut that changes the shape starts after the first BN and activation, one that does not at the input.
     """
 
-    shortcuts = {"projection": bare_projection, "pad": PadShortcut}
+    shortcuts: Shortcuts = {"projection": bare_projection, "pad": PadShortcut, "none": NoShortcut}
 
     def __init__(self, kind: str, inputs: int, width: int, stride: int, act: str, shortcut: str) -> None:
         super().__init__()
@@ -97,7 +113,7 @@ class PreactivationBlock(nn.Module):
             self.branch.extend([nn.BatchNorm2d(convolution.in_channels), build_activation(act), convolution])
         outputs = rest[-1].out_channels
         self.shortcut: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
+        if stride != 1 or inputs != outputs or shortcut == "none":
             self.shortcut = look_up("shortcut", shortcut, self.shortcuts)(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +132,8 @@ class ResNet(nn.Module):
         widths: channels of the 3x3 convolutions, one number per stage.
         stem_width: output channels of the stem; 0 takes the first stage's width.
         preactivation: BN and activation before each convolution instead of after it.
-        shortcut: where shapes differ, `projection` (a 1x1 convolution) or `pad` (zero channels, no parameters).
+        shortcut: where shapes differ, `projection` (a 1x1 convolution) or `pad` (zero channels, no parameters);
+            `none` leaves out every shortcut.
         zero_init_residual: every branch starts at 0 (Goyal et al. 2017, section 5.1): the scale of its last BN or,
             with preactivation, its last convolution.
         pooling: what halves the map at the start of a stage: `stride` (its first block's stride, as published), or

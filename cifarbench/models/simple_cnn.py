@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cifarbench.models.layers import IMAGE_SIZE, activation, conv, dirac_, init_weights, look_up, pooling
+from cifarbench.models.layers import IMAGE_SIZE, activation, conv, dirac_, init_weights, look_up, pieces, pooling
 from cifarbench.models.layers import head as build_head
 from cifarbench.models.registry import register
 from cifarbench.models.whitening import stem
@@ -19,9 +19,10 @@ NORMS = {"all": (True, True), "first": (True, False), "none": (False, False)}
 
 
 def _conv_layers(inputs: int, outputs: int, norm: bool, bias: bool, act: str) -> list[nn.Module]:
-    layers: list[nn.Module] = [conv(inputs, outputs, bias=bias or not norm)]
+    inner = outputs * pieces(act)
+    layers: list[nn.Module] = [conv(inputs, inner, bias=bias or not norm)]
     if norm:
-        layers.append(nn.BatchNorm2d(outputs))
+        layers.append(nn.BatchNorm2d(inner))
     return [*layers, activation(act)]
 
 

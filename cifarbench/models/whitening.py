@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarbench.models.layers import activation
+from cifarbench.models.layers import activation, pieces
 
 PATCH = 2  # px, both sides
 CHANNELS = 2 * 3 * PATCH * PATCH
@@ -21,7 +21,8 @@ _EPS = 5e-4
 class Whitening(nn.Module):
     """2x2 convolution without padding whose weights are frozen and whose bias is trained, activation.
 
-    `(N, 3, H, W)` to `(N, 24, H-1, W-1)`. Until `fit` the weights are those of white noise: the patch's own pixels.
+    `(N, 3, H, W)` to `(N, 24, H-1, W-1)`, with maxout 12 channels: a filter and its negative give the absolute value.
+    Until `fit` the weights are those of white noise: the patch's own pixels.
     """
 
     def __init__(self, act: str) -> None:
@@ -54,7 +55,7 @@ def _filters(covariance: Tensor) -> Tensor:
 
 def stem(whitening: bool, act: str) -> tuple[nn.Module, int]:
     """The layer before a network's first convolution, and its channels: whitening, or the image itself."""
-    return (Whitening(act), CHANNELS) if whitening else (nn.Identity(), 3)
+    return (Whitening(act), CHANNELS // pieces(act)) if whitening else (nn.Identity(), 3)
 
 
 def fit_stems(model: nn.Module, images: Tensor) -> None:

@@ -57,7 +57,7 @@ class _Screen(Observer):
 
     def note(self, text: str) -> None:
         """Print the line."""
-        self.console.print(f"[dim]{text}[/]", markup=True)
+        self.console.print(Text(text, "dim"))
 
     def result(self, report: dict[str, Any], model: nn.Module) -> None:
         """Print the closing panel: accuracy with its interval, most confused pairs, paths."""

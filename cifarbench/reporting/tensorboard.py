@@ -45,11 +45,15 @@ class TensorBoard(Observer):
     def start(self, facts: RunFacts, model: nn.Module) -> None:
         """Open the log; after a resume, points after the checkpoint are hidden. Add the augmented sample grid."""
         self.facts = facts
+        self.open(facts.first_step + 1 if facts.first_step else None)
+        self._write(lambda writer: writer.add_image("samples/augmented", _samples(facts), facts.first_step + 1))
+
+    def open(self, purge_step: int | None = None) -> None:
+        """Open the log; points from `purge_step` on, of a session that was killed, are hidden."""
         try:
-            self.writer = SummaryWriter(str(self.folder), purge_step=facts.first_step + 1 if facts.first_step else None)
+            self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         except OSError as error:
             self.warn(f"TensorBoard logging is off: {self.folder}: {error.strerror or error}")
-        self._write(lambda writer: writer.add_image("samples/augmented", _samples(facts), facts.first_step + 1))
 
     def step(self, report: StepReport) -> None:
         """Every two seconds, a point of loss, learning rate and throughput."""
@@ -88,7 +92,7 @@ class TensorBoard(Observer):
         def action(writer: SummaryWriter) -> None:
             picture = pixels(confusion_figure(report, facts.classes, facts.dataset))
             writer.add_image("test/confusion_matrix", picture, step, dataformats="HWC")
-            kernel = next((module.weight for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+            kernel = next((weight for weight in model.parameters() if weight.ndim == 4), None)
             if kernel is not None and kernel.shape[1] == 3:
                 sheet = filter_grid(kernel.detach().float().cpu().numpy())
                 writer.add_image("filters/first_layer", sheet, step, dataformats="HWC")

@@ -120,9 +120,8 @@ class Training:
         progress, trainer, world, clock = self.progress, self.trainer, self.setting.world, self.setting.clock
         self.model.train()
         while progress.epoch < trainer.epochs and not progress.ended:
-            order = epoch_order(
-                len(self.setting.train), self.config.seed, 0 if trainer.overfit_batch else progress.epoch
-            )
+            epoch = 0 if trainer.overfit_batch else progress.epoch
+            order = epoch_order(len(self.setting.train), self.config.seed, epoch).to(self.setting.compute.device)
             tick = time.perf_counter()
             while progress.batch < self.length.steps_per_epoch:
                 # One agreement a step: every process sees the same signal and the same share of the time.
@@ -135,17 +134,23 @@ class Training:
                     break
                 first = 0 if trainer.overfit_batch else progress.batch * trainer.batch_size
                 share = max(progress.step / self.length.steps, time_share)
-                lr = self._set_rate(share)
-                loss = self._step(order[first : first + trainer.batch_size], lr, share)
-                progress.batch += 1
-                progress.step += 1
-                now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too
-                progress.epoch_seconds, tick = progress.epoch_seconds + now - tick, now
-                self._report_step(loss, lr, share)
+                tick = self.advance(order[first : first + trainer.batch_size], share, tick)
                 if trainer.checkpoint_every and progress.step % trainer.checkpoint_every == 0:
                     self.save()
             if progress.batch:
                 self._end_epoch()
+
+    def advance(self, positions: Tensor, share: float, tick: float) -> float:
+        """Take the step at `share` of the run and report it; returns the time of its end, the next one's `tick`."""
+        progress = self.progress
+        lr = self._set_rate(share)
+        loss = self._step(positions, lr, share)
+        progress.batch += 1
+        progress.step += 1
+        now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too
+        progress.epoch_seconds += now - tick
+        self._report_step(loss, lr, share)
+        return now
 
     def _step(self, positions: Tensor, lr: float, share: float) -> Tensor:
         """One optimizer step at `share` of the run on the images at `positions`, (B,) int64; returns its mean loss."""
@@ -154,7 +159,7 @@ class Training:
             stem.bias.requires_grad_(share < self.phases.stem_bias_until)
         size = self.phases.size(share)
         torch.manual_seed(derive(self.config.seed, "step", progress.step, self.setting.world.rank))
-        mine = self.setting.world.share(positions).to(self.setting.compute.device)
+        mine = self.setting.world.share(positions)
         loss = torch.zeros((), device=mine.device)
         for micro in mine.split(self.trainer.micro_batch or max(len(mine), 1)):
             loss += self._accumulate(micro, len(positions), size)

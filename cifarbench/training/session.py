@@ -13,7 +13,7 @@ from torch import nn
 from cifarbench import runs
 from cifarbench.compute import Compute, choose_compute, describe, make_deterministic
 from cifarbench.config.durations import seconds
-from cifarbench.config.load import differences, load, to_plain
+from cifarbench.config.load import differences, identity, load, to_plain
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import normalise
 from cifarbench.data.dataset import ImageSet
@@ -79,6 +79,7 @@ def train(
     make_deterministic(trainer.deterministic)
     parts = split(data, config.split)
     _check_sizes(config, parts, world)
+    started = clock.elapsed()
     model = build_model(config)
     facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
     setting = _setting(data, parts, compute, world, clock, run, model)
@@ -97,7 +98,7 @@ def train(
         raise ConfigError(
             f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
         )
-    return _score(training, config, data, parts, run)
+    return _score(training, config, data, parts, run, clock.elapsed() - started)
 
 
 def _check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
@@ -206,6 +207,7 @@ def _begin(
         },
         model={"name": config.model.name, **facts},
         seed=config.seed,
+        identity=identity(config),
         environment=environment,
         sessions=sessions,
         test=run.manifest.get("test", {"accuracy": None, "accuracy_official": None, "loss": None, "openings": 0}),
@@ -255,7 +257,9 @@ def _reserve(training: Training, parts: Parts) -> float:
 # --- the test --------------------------------------------------------------------------------------------------------
 
 
-def _score(training: Training, config: TrainConfig, data: ImageSet, parts: Parts, run: runs.RunDirectory) -> Outcome:
+def _score(
+    training: Training, config: TrainConfig, data: ImageSet, parts: Parts, run: runs.RunDirectory, trained: float
+) -> Outcome:
     """Load the best checkpoint (the last one without validation), open the seal, and score the test part."""
     progress, world = training.progress, training.setting.world
     tested = "best" if progress.best_epoch else "last"
@@ -264,7 +268,7 @@ def _score(training: Training, config: TrainConfig, data: ImageSet, parts: Parts
     weights, target = (state["ema"], training.ema) if training.ema else (state["model"], training.model)
     checkpoint.load_weights(target, weights, path)
     if world.is_first:
-        _finish(run, training, tested)
+        _finish(run, training, tested, trained)
     if not config.trainer.test:
         return Outcome(None, None, parts, tested, training.scored)
     if world.is_first:
@@ -272,12 +276,20 @@ def _score(training: Training, config: TrainConfig, data: ImageSet, parts: Parts
         run.update(test=test)  # written before the images are seen, so that no opening goes uncounted
     portion = parts.test.open()
     tta = config.trainer.tta
+    before = time.perf_counter()
     logits = training.logits(portion.images.to(training.setting.compute.device), tta).cpu()
+    if world.is_first:
+        _finish(run, training, tested, trained, time.perf_counter() - before)
     report = {**score(logits, portion.targets, data.classes, parts.test.official), "tta": tta}
     return Outcome(report, logits, parts, tested, training.scored)
 
 
-def _finish(run: runs.RunDirectory, training: Training, tested: str) -> None:
+def _finish(
+    run: runs.RunDirectory, training: Training, tested: str, trained: float, scored: float | None = None
+) -> None:
+    """Record the best epoch and the clocks in seconds: `train` from the first weights to the last step, `train_test`
+    with the test's forward passes, `cold` from the command to the test's end, `training` the epochs alone.
+    """
     progress = training.progress
     best = {"epoch": progress.best_epoch, "val_accuracy": progress.best_accuracy} if progress.best_epoch else None
     run.update(
@@ -287,7 +299,9 @@ def _finish(run: runs.RunDirectory, training: Training, tested: str) -> None:
         weights=checkpoint.tensor_hash(training.scored.state_dict()),
         timing={
             "training": round(sum(row["seconds"] for row in progress.rows), 3),
-            "total": round(training.setting.clock.elapsed(), 3),
+            "train": round(trained, 3),
+            "train_test": round(trained + (scored or 0.0), 3),
+            "cold": round(training.setting.clock.elapsed(), 3),
             "max_time": training.config.trainer.max_time,
         },
     )

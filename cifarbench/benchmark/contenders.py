@@ -1,0 +1,135 @@
+"""The loops that are timed against each other, each as a function of a number of steps."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cifarbench.benchmark.machine import synchronise
+from cifarbench.compute import Compute, choose_compute, make_deterministic
+from cifarbench.config.schema import TrainConfig
+from cifarbench.data.augment import normalise
+from cifarbench.data.random import Draws
+from cifarbench.data.split import Parts, channel_statistics
+from cifarbench.models.flops import count_flops
+from cifarbench.models.whitening import SAMPLE, fit_stems
+from cifarbench.training.clock import Clock
+from cifarbench.training.distributed import World
+from cifarbench.training.loop import Setting, Training
+from cifarbench.training.observer import Observer
+from cifarbench.training.session import build_model
+
+_LATE = 0.9  # share of the run: at full resolution, whatever it started with
+
+
+class Contender:
+    """One config, ready to be timed: its own steps, a bare loop, and its phases one by one.
+
+    Args:
+        label: names it in tables.
+        config: of the training run.
+        parts: the dataset, split; only the training part is touched.
+        observer: what the run's steps report to.
+    """
+
+    def __init__(self, label: str, config: TrainConfig, parts: Parts, observer: Observer) -> None:
+        self.label, self.config = label, config
+        trainer = config.trainer
+        compute = choose_compute(trainer.device, trainer.precision, trainer.threads)
+        make_deterministic(trainer.deterministic)
+        statistics = channel_statistics(parts.train.images)
+        model = build_model(config)
+        fit_stems(model, normalise(parts.train.images[:SAMPLE], *statistics))
+        self.flops = count_flops(model)
+        train = parts.train.to(compute.device)
+        nowhere = Path(os.devnull)  # a timed loop keeps no checkpoints
+        setting = Setting(train, None, statistics, compute, World(), Clock(), {}, nowhere)
+        self.training = Training(config, model, setting, observer)
+        self.training.model.train()
+        self.batch = torch.arange(min(trainer.batch_size, len(train)), device=compute.device)
+        self.micro = trainer.micro_batch or len(self.batch)
+
+    @property
+    def compute(self) -> Compute:
+        """Where and in which precision it runs."""
+        return self.training.setting.compute
+
+    def loop(self, steps: int) -> float:
+        """Seconds per image of a run's own steps: augmentation to optimizer, with its records."""
+        return self._timed(lambda: self.training.advance(self.batch, _LATE, time.perf_counter()), steps)
+
+    def phases(self, steps: int) -> dict[str, float]:
+        """Seconds per image of augmentation, forward pass, backward pass and optimizer, each timed by itself."""
+        spent = dict.fromkeys(("augment", "forward", "backward", "optimizer"), 0.0)
+        for index in range(steps + 1):
+            if index == 1:
+                spent = dict.fromkeys(spent, 0.0)
+            self._phased_step(spent)
+        return {name: seconds / (steps * len(self.batch)) for name, seconds in spent.items()}
+
+    def bare(self, steps: int) -> float:
+        """Seconds per image of forward, backward and optimizer step on one batch that stays the same."""
+        training = self.training
+        micros = [
+            (self._augmented(positions), training.setting.train.targets[positions])
+            for positions in self._micro_batches()
+        ]
+
+        def step() -> None:
+            for images, targets in micros:
+                with self.compute.autocast():
+                    logits = training.forward(images).float()
+                (F.cross_entropy(logits, targets, reduction="sum") / len(self.batch)).backward()
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=True)
+
+        return self._timed(step, steps)
+
+    def _phased_step(self, spent: dict[str, float]) -> None:
+        training, targets = self.training, self.training.setting.train.targets
+        for positions in self._micro_batches():
+            with self._timer("augment", spent):
+                images = self._augmented(positions)
+            with self._timer("forward", spent):
+                logits = self._logits(images)
+            with self._timer("backward", spent):
+                (F.cross_entropy(logits, targets[positions], reduction="sum") / len(self.batch)).backward()
+        with self._timer("optimizer", spent):
+            training.optimizer.step()
+            training.optimizer.zero_grad(set_to_none=True)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with self.compute.autocast():
+            return self.training.forward(images).float()
+
+    def _augmented(self, positions: Tensor) -> Tensor:
+        train = self.training.setting.train
+        return self.training.augment(train.images[positions], Draws(0, 0, train.indices[positions]))
+
+    def _micro_batches(self) -> tuple[Tensor, ...]:
+        return self.batch.split(self.micro)
+
+    @contextlib.contextmanager
+    def _timer(self, phase: str, spent: dict[str, float]) -> Iterator[None]:
+        """Add the seconds that the block takes on the device to its phase."""
+        synchronise(self.compute.device)
+        started = time.perf_counter()
+        yield
+        synchronise(self.compute.device)
+        spent[phase] += time.perf_counter() - started
+
+    def _timed(self, step: Callable[[], object], steps: int) -> float:
+        step()
+        synchronise(self.compute.device)
+        started = time.perf_counter()
+        for _ in range(steps):
+            step()
+        synchronise(self.compute.device)
+        return (time.perf_counter() - started) / (steps * len(self.batch))

@@ -1,0 +1,41 @@
+"""`cifarbench export DIR format=onnx|torch_export|safetensors`: a trained model for use elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from cifarbench import runs
+from cifarbench.commands.plugins import load_plugins
+from cifarbench.commands.words import gather_one, protect
+from cifarbench.config.after import ExportConfig
+from cifarbench.config.load import load
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """Turn `export DIR` into `export run=DIR`."""
+    keys = [field.name for field in dataclasses.fields(ExportConfig)]
+    return gather_one(protect(arguments, "run", "checkpoint", "out"), "run", keys)
+
+
+def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
+    """Write the file, compare it with the model, and print what was found."""
+    load_plugins(values.get("plugins") or [])
+    config = load(ExportConfig, values)
+    from cifarbench.compute import choose_compute
+    from cifarbench.export import SUFFIXES, export
+    from cifarbench.training.restore import find_checkpoint, restore
+
+    choose_compute("cpu", "fp32", config.threads)
+    source = find_checkpoint(config.run, config.checkpoint, config.which)
+    trained = restore(source, config.root)
+    default = source.parent.parent / "export" / f"model{SUFFIXES[config.format]}"
+    done = export(trained, config.format, config.normalise, Path(config.out) if config.out else default)
+    size = done.path.stat().st_size
+    print(f"{runs.shown_path(done.path)}   {size:,} bytes, from {source.name}")
+    if done.difference is None:
+        print(f"read back: all {done.images} {done.source} are the same")
+    else:
+        print(f"against PyTorch on {done.images} {done.source}: logits differ by at most {done.difference:.2g}")
+    return 0

@@ -1,0 +1,85 @@
+"""`cifarbench leaderboard [DIR…]`: finished runs, grouped over seeds, ranked and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cifarbench.commands.words import gather, quoted
+from cifarbench.config.judge import LeaderboardConfig
+from cifarbench.config.load import load
+from cifarbench.errors import ConfigError
+
+_KEYS = ("folder", "by", "sort", "only", "where", "verified", "top", "compare", "out")
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """Turn `DIR… --compare A B --verified` into `folder=[DIR,…] compare=[A,B] verified=true`.
+
+    Raises:
+        ConfigError: two paths do not follow `--compare`.
+    """
+    arguments = ["verified=true" if argument == "--verified" else argument for argument in arguments]
+    compared = []
+    if "--compare" in arguments:
+        at = arguments.index("--compare")
+        pair = arguments[at + 1 : at + 3]
+        if len(pair) < 2 or any(word.startswith("-") for word in pair):
+            raise ConfigError("`--compare` needs two run directories after it.")
+        arguments = [*arguments[:at], *arguments[at + 3 :]]
+        compared = [f"compare=[{','.join(map(quoted, pair))}]"]
+    return [*gather(arguments, "folder", _KEYS), *compared]
+
+
+def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
+    """Print a table for each dataset and split, write the files asked for, and compare where asked."""
+    config = load(LeaderboardConfig, values)
+    from cifarbench.leaderboard.ranking import boards
+    from cifarbench.leaderboard.records import find
+    from cifarbench.reporting.leaderboard import print_boards, write_boards
+
+    folders = [Path(name) for name in config.folder]
+    missing = [name for name, folder in zip(config.folder, folders, strict=True) if not folder.is_dir()]
+    if missing:
+        raise ConfigError(f"`folder` names {missing[0]!r}, which is no folder.")
+    notes: list[str] = []
+    everything = find([*folders, *map(Path, config.compare)], notes.append)
+    records = [record for record in everything if _is_wanted(record, config)]
+    ranked = boards(records, config.by, config.sort)
+    print_boards(ranked, config.by, config.top, notes)
+    if config.out is not None:
+        write_boards(ranked, config.by, Path(config.out))
+    if config.compare:
+        _compare(config, everything)
+    return 0
+
+
+def _is_wanted(record: Any, config: LeaderboardConfig) -> bool:
+    if (config.only and record.model != config.only) or config.where not in record.label:
+        return False
+    if config.verified:
+        from cifarbench.leaderboard.judge import is_verified
+
+        return is_verified(record.directory)
+    return True
+
+
+def _compare(config: LeaderboardConfig, records: list[Any]) -> None:
+    from cifarbench.leaderboard.ranking import compare, group_of
+    from cifarbench.reporting.leaderboard import print_verdict
+
+    first, second = (group_of(Path(name), records, config.by) for name in config.compare)
+    paired = _paired(config.compare) if config.by == "test" else None
+    print_verdict(compare(first, second, config.by), paired)
+
+
+def _paired(homes: tuple[str, ...]) -> Any:
+    """McNemar's test on the two runs' stored predictions; None where one has none."""
+    from cifarbench.evaluation.comparison import compare
+    from cifarbench.evaluation.predictions import read_predictions
+
+    try:
+        first, second = (read_predictions(Path(home)) for home in homes)
+    except ConfigError:
+        return None
+    return compare(first.right, second.right) if first.indices.equal(second.indices) else None

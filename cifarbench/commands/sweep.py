@@ -1,0 +1,205 @@
+"""Sweeps: `-m` runs one job for each combination, survives failures and kills, and ends with a table of all jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifarbench import runs
+from cifarbench.errors import ConfigError, Interrupted, SweepError
+from cifarbench.sweeps import FAILURE, Job, read_jobs
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+MULTIRUN = {"-m", "--multirun"}
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """Turn `repeat=5` into a sweep over five seeds, from `seed` on.
+
+    Raises:
+        ConfigError: `repeat` is no whole number above 0, or stands beside several seeds.
+    """
+    repeats = [argument.removeprefix("repeat=") for argument in arguments if argument.startswith("repeat=")]
+    if not repeats:
+        return arguments
+    seeds = [argument.removeprefix("seed=") for argument in arguments if argument.startswith("seed=")]
+    first = seeds[-1] if seeds else "0"
+    if not repeats[-1].isdecimal() or not int(repeats[-1]):
+        raise ConfigError(f"`repeat` is {repeats[-1]!r}; it must be a whole number of seeds above 0.")
+    if not first.isdecimal():
+        raise ConfigError(f"`repeat` takes seeds from `seed` on, which is {first!r}; give one seed, or several alone.")
+    rest = [argument for argument in arguments if not argument.startswith(("repeat=", "seed="))]
+    swept = f"seed=range({first},{int(first) + int(repeats[-1])})"
+    return [*rest, swept] if MULTIRUN & set(rest) else ["-m", *rest, swept]
+
+
+class Sweep:
+    """The jobs of one command line, in a directory whose name follows from their configs.
+
+    So the same command finds what it left behind: finished jobs are skipped, interrupted ones resumed.
+    """
+
+    def __init__(self, verb: str, arguments: list[str]) -> None:
+        self.is_dry = _flag(arguments, "sweep.dry_run")
+        # Hydra's parser wants its overrides in one piece, so the flag goes to the front.
+        rest = [argument for argument in arguments if argument not in MULTIRUN and not argument.startswith("sweep.")]
+        self.arguments = ["-m", *rest]
+        given = [argument for argument in self.arguments if argument.startswith("hydra.sweep.dir=")]
+        typed = [argument for argument in self.arguments if not argument.startswith("-")]
+        overrides = list({override.key_or_group: override for override in _parsed(typed)}.values())  # the last counts
+        swept = [override for override in overrides if override.is_sweep_override()]
+        shared = [override for override in overrides if not override.is_sweep_override()]
+        if given:
+            self.directory = Path(given[-1].partition("=")[2].strip("'\""))
+        else:
+            self.directory = Path("outputs/sweep") / _name(verb, shared, swept)
+            self.arguments.append(f"hydra.sweep.dir={self.directory}")
+        names = ",".join(override.key_or_group for override in shared)
+        self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
+        self.planned = [", ".join(combination) for combination in itertools.product(*map(_values, swept))]
+
+    def jobs(self) -> list[Job]:
+        """Every job as the disk shows it now."""
+        return read_jobs(self.directory, self.planned)
+
+
+def _parsed(typed: list[str]) -> list[Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(typed)
+
+
+def _values(override: Any) -> list[str]:
+    """The values that a sweep override takes, each as `key=value`."""
+    return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
+
+
+def _name(verb: str, shared: list[Any], swept: list[Any]) -> str:
+    """What is swept, and a hash of every config that the sweep holds."""
+    from cifarbench.commands.hydra_app import compose
+
+    mine = [override for override in shared if not override.key_or_group.startswith("hydra")]
+    base = compose(verb, [override.input_line for override in mine])
+    content = json.dumps([base, sorted(value for override in swept for value in _values(override))], sort_keys=True)
+    label = "+".join(override.key_or_group for override in swept)
+    return f"{runs.job_label(label)}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+
+def _flag(arguments: list[str], name: str) -> bool:
+    """The last value of a true/false key that only the sweep reads."""
+    given = [argument for argument in arguments if argument.startswith("sweep.")]
+    for argument in given:
+        key, _, value = argument.partition("=")
+        if key != name or value not in ("true", "false"):
+            raise ConfigError(f"`{argument}`: a sweep knows `{name}=true` or `{name}=false`.")
+    return bool(given) and given[-1].endswith("=true")
+
+
+class SweptJob:
+    """One job of a sweep, as Hydra's launchers call it, in this process or another; it never raises for a failure."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+
+    def __call__(self, composed: DictConfig) -> None:
+        """Run the job; a failure is kept in its directory, an interruption ends the sweep."""
+        import importlib
+
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import OmegaConf
+
+        from cifarbench.commands.hydra_app import in_our_words
+
+        settings = HydraConfig.get()
+        directory = Path(settings.runtime.output_dir)
+        (directory / FAILURE).unlink(missing_ok=True)
+        try:
+            with in_our_words(self.verb):
+                values = OmegaConf.to_container(composed, resolve=True)
+            assert isinstance(values, dict)
+            plain = {str(name): value for name, value in values.items()}
+            _share_out(plain, settings)
+            execute = importlib.import_module(f"cifarbench.commands.{self.verb}").run
+            execute(plain, directory, list(settings.overrides.task))
+        except (Interrupted, KeyboardInterrupt):
+            raise
+        except (Exception, SystemExit) as error:
+            kept = _explained(error)
+            directory.mkdir(parents=True, exist_ok=True)
+            runs.write_json(directory / FAILURE, kept)
+            print(f"cifarbench: {directory.name} failed: {kept['message']}", file=sys.stderr)
+
+
+def _explained(error: BaseException) -> dict[str, Any]:
+    from cifarbench.cli import explain
+
+    if isinstance(error, SystemExit):
+        return {"message": f"the job called sys.exit({error.code!r})", "exit_code": 1}
+    assert isinstance(error, Exception)
+    message, code = explain(error)
+    return {"message": message, "exit_code": code}
+
+
+def _share_out(values: dict[str, Any], settings: Any) -> None:
+    """Give a job that runs beside others its share of the cores, and a GPU of its own where there are several."""
+    workers = int(settings.launcher.get("n_jobs", 1) or 1)
+    cores = os.cpu_count() or 1
+    workers = cores if workers < 0 else workers
+    if workers == 1 or "trainer" not in values:
+        return
+    if values["trainer"].get("threads") is None:
+        values["trainer"]["threads"] = max(1, cores // workers)
+    devices = _visible_gpus()
+    if len(devices) > 1 and "torch" not in sys.modules:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(settings.job.num) % len(devices)]
+
+
+def _visible_gpus() -> list[str]:
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return [device for device in listed.split(",") if device]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+
+
+def run_sweep(verb: str, arguments: list[str]) -> int:
+    """Run every job of a sweep and show them in a table.
+
+    Raises:
+        SweepError: some failed; their messages were shown.
+        Interrupted: a signal stopped the sweep; the same command goes on with it.
+    """
+    import hydra
+
+    from cifarbench.commands.hydra_app import conf_dir
+    from cifarbench.reporting.sweep import print_plan, print_table, watch, write_tables
+
+    sweep = Sweep(verb, arguments)
+    if sweep.is_dry:
+        print_plan(sweep.directory, sweep.jobs())
+        return 0
+    sys.argv = [f"cifarbench {verb}", *_quiet(sweep.arguments)]
+    try:
+        with watch(sweep.directory, sweep.jobs):
+            hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(SweptJob(verb))()
+    finally:
+        if sweep.directory.is_dir():
+            write_tables(sweep.directory, sweep.jobs())
+    jobs = sweep.jobs()
+    print_table(sweep.directory, jobs)
+    failed = [job for job in jobs if job.status != "done"]
+    if failed:
+        raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed; run the same command to try them again.")
+    return 0
+
+
+def _quiet(arguments: list[str]) -> list[str]:
+    """In a terminal the table of jobs takes the place of each job's own display."""
+    shows = any(argument.startswith("trainer.progress=") for argument in arguments)
+    return arguments if shows or not sys.stdout.isatty() else [*arguments, "trainer.progress=none"]

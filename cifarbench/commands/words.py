@@ -1,0 +1,91 @@
+"""Paths typed as plain words: `cifarbench report DIR DIR` becomes `run=['DIR','DIR']`, whatever the names hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from cifarbench.errors import ConfigError
+
+# Hydra's flags that take the next word as their value.
+_TAKING = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+_INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
+_KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
+
+
+def gather(arguments: Sequence[str], key: str, keys: Sequence[str]) -> list[str]:
+    """Replace the plain words of a command line, and a `key=PATH` without brackets, by one list `key=[…]`.
+
+    Args:
+        arguments: what stands after the verb.
+        key: the list that the words are entries of.
+        keys: the verb's own keys, whose `name=…` is never taken for a path.
+    """
+    rest, words = _sorted_out(arguments, keys)
+    single = [text for text in rest if text.startswith(f"{key}=") and not text.startswith(f"{key}=[")]
+    rest = [text for text in rest if text not in single]
+    words += [_unquoted(text.removeprefix(f"{key}=")) for text in single]
+    return [*rest, f"{key}=[{','.join(quoted(word) for word in words)}]"] if words else rest
+
+
+def gather_one(arguments: Sequence[str], key: str, keys: Sequence[str]) -> list[str]:
+    """Turn the one plain word of a command line into `key=WORD`.
+
+    Raises:
+        ConfigError: there are several.
+    """
+    rest, words = _sorted_out(arguments, keys)
+    if len(words) > 1:
+        raise ConfigError(f"{' '.join(words)!r} names {len(words)} directories; give one.")
+    return [*rest, *(f"{key}={quoted(word)}" for word in words)]
+
+
+def protect(arguments: Sequence[str], *keys: str) -> list[str]:
+    """Quote the value of `key=PATH` for each of `keys` where PATH is there: names of sweeps hold commas."""
+    done = []
+    for text in arguments:
+        name, _, value = text.partition("=")
+        there = name in keys and value and not value.startswith(("'", '"')) and _exists(value)
+        done.append(f"{name}={quoted(value)}" if there else text)
+    return done
+
+
+def quoted(text: str) -> str:
+    """`text` as one quoted value that Hydra and OmegaConf give back unchanged."""
+    # OmegaConf reads ${…} even inside quotes; Hydra unescapes backslashes only before a quote.
+    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
+    text = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
+    text = re.sub(r"(\\+)$", lambda found: found[1] * 2, text)
+    return f"'{text}'"
+
+
+def _sorted_out(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags and overrides, plain words)."""
+    rest: list[str] = []
+    words: list[str] = []
+    before = ""
+    for text in arguments:
+        belongs = before in _TAKING or (before in ("--info", "-i") and text in _INFO)
+        is_word = not belongs and not text.startswith("-") and _is_word(text, keys)
+        (words if is_word else rest).append(text)
+        before = text
+    return rest, words
+
+
+def _is_word(text: str, keys: Sequence[str]) -> bool:
+    name = text.partition("=")[0]
+    if "=" in text and (name.lstrip("+~") in keys or name.startswith("hydra")):
+        return False
+    return _exists(text) or not (_KEY.match(text) or text.startswith("~"))
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text

@@ -1,0 +1,193 @@
+"""The rules of the competition, checked one by one on a run's record, its checkpoint and the dataset itself."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cifarbench import runs
+from cifarbench.config.load import to_plain
+from cifarbench.config.models import MODELS
+from cifarbench.data.dataset import ImageSet
+from cifarbench.data.split import Parts
+from cifarbench.errors import CifarbenchError
+from cifarbench.evaluation.metrics import score
+from cifarbench.evaluation.predict import predict
+from cifarbench.evaluation.predictions import read_predictions
+from cifarbench.models.flops import count_parameters
+from cifarbench.training.restore import Trained, find_checkpoint, restore
+
+VERDICT = "verify.json"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule: `verdict` is "kept", "broken" or "look" (a person has to), `reason` says on what grounds."""
+
+    rule: str
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rules are checked on."""
+
+    manifest: dict[str, Any]
+    trained: Trained
+    data: ImageSet
+    parts: Parts
+    protocol: str
+    limit: float | None
+
+
+def examine(run: Path, evidence: Callable[[Trained], Evidence], root: str | None, threads: int | None) -> list[Check]:
+    """Check every rule on the run directory `run`; a rule that cannot be checked is broken.
+
+    Args:
+        run: the run directory.
+        evidence: adds manifest, dataset and limits to the restored model.
+        root: the dataset's folder.
+        threads: CPU threads of the scoring; None for those of the run.
+    """
+    try:
+        trained = restore(find_checkpoint(str(run), None), root)
+        found = evidence(trained)
+    except CifarbenchError as error:
+        return [Check("record", "broken", str(error))]
+    checks = []
+    for rule, check in _RULES.items():
+        try:
+            verdict, reason = check(found, run, threads)
+        except (CifarbenchError, LookupError, TypeError, ValueError) as error:
+            verdict, reason = "broken", f"run.json or the checkpoint is not in order: {error}"
+        checks.append(Check(rule, verdict, reason))
+    return checks
+
+
+def _is(kept: bool, good: str, bad: str) -> tuple[str, str]:
+    return ("kept", good) if kept else ("broken", bad)
+
+
+def _model(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
+    """Rules 1 and 4: built here, from torch.nn, from drawn weights."""
+    config, sessions = found.trained.config, found.manifest["sessions"]
+    if sessions[0]["resumed_from"] is not None:
+        return "broken", f"the first session began from {sessions[0]['resumed_from']}, not from drawn weights"
+    count, recorded = count_parameters(found.trained.model), found.manifest["model"]["parameters"]
+    if count != recorded:
+        return "broken", f"run.json says {recorded:,} parameters, the rebuilt model has {count:,}"
+    if config.model.name in MODELS:
+        return "kept", f"{config.model.name} is shipped, {count:,} parameters, weights drawn from seed {config.seed}"
+    foreign = sorted({type(module).__module__ for module in found.trained.model.modules()} - {"torch.nn"})
+    foreign = [name for name in foreign if not name.startswith("torch.nn")]
+    return "look", f"the model is code of the run's author ({', '.join(foreign)}); read {list(config.plugins)}"
+
+
+def _split(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
+    """Rule 2: the demanded split, on the images as published."""
+    recorded = found.manifest["split"]
+    same = recorded["fingerprint"] == found.parts.fingerprint == found.trained.passport["split"]["fingerprint"]
+    if recorded["name"] != found.protocol:
+        return "broken", f"the split is {recorded['name']}, the rules demand {found.protocol}"
+    return _is(
+        same,
+        f"{found.protocol}, fingerprint {found.parts.fingerprint[:12]} worked out again from the images",
+        f"the fingerprint {recorded['fingerprint'][:12]} is not that of {found.protocol} here",
+    )
+
+
+def _data(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
+    """Rule 3: trained on the trainable images of CIFAR-10, the test part opened once."""
+    if found.data.name != "cifar10":
+        return "broken", f"the dataset is {found.data.name}, not CIFAR-10"
+    if found.manifest["dataset"]["fingerprint"] != found.data.fingerprint:
+        return "broken", "run.json names another dataset than the one that lies here"
+    openings = found.manifest["test"]["openings"]
+    if openings != 1:
+        return "look", f"the test part was opened {openings} times, once is the rule"
+    counts = found.manifest["split"]
+    return "kept", f"{counts['train']:,} images trained on, {counts['test']:,} sealed and opened once"
+
+
+def _time(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
+    """Rule 5: within the time limit, by the run's own clock over all its sessions."""
+    cold = float(found.manifest["timing"]["cold"])
+    if found.limit is None:
+        return "kept", f"no limit asked for; {cold:,.0f} s"
+    device = found.manifest["environment"]["device_name"]
+    return _is(
+        cold <= found.limit,
+        f"{cold:,.0f} s of {found.limit:,.0f} s on {device}, by the run's own clock",
+        f"{cold:,.0f} s, the limit is {found.limit:,.0f} s",
+    )
+
+
+def _config(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
+    """The record itself: config.yaml is what the checkpoint was trained with."""
+    written, stored = runs.read_config(run), to_plain(found.trained.config)
+    names = sorted({*written, *stored} - {"data"})
+    wrong = [name for name in names if written.get(name) != stored.get(name)]
+    return _is(not wrong, "config.yaml agrees with the checkpoint", f"config.yaml and the checkpoint differ in {wrong}")
+
+
+def _score(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
+    """The number: the checkpoint, scored again, gives what was recorded, and so do the stored predictions."""
+    trained, recorded = found.trained, found.manifest["test"]["accuracy"]
+    compute = trained.compute("cpu", "auto", threads)
+    portion, trainer = found.parts.test.open(), trained.config.trainer
+    logits = predict(
+        trained.on(compute.device), portion.images, trained.statistics, compute, trainer.tta, trainer.channels_last
+    )
+    again = score(logits, portion.targets, found.data.classes, found.parts.test.official)["accuracy"]
+    stored = read_predictions(run).right.double().mean().item()
+    if abs(stored - recorded) > 1e-9:
+        return "broken", f"predictions.npz gives {stored:.4%}, run.json says {recorded:.4%}"
+    if again == recorded:
+        return "kept", f"scored again: {again:.4%}, exactly as recorded"
+    # On another kind of machine a few images at the border of two classes may fall to the other side.
+    close = abs(again - recorded) <= 0.001
+    text = f"scored again on this machine: {again:.4%}, recorded: {recorded:.4%}"
+    return ("look", f"{text}; other hardware can cost a few images") if close else ("broken", text)
+
+
+_RULES: dict[str, Callable[[Evidence, Path, int | None], tuple[str, str]]] = {
+    "1, 4  own model, drawn weights": _model,
+    "2     the last 20 % is for testing": _split,
+    "3     trainable images only": _data,
+    "5     time limit": _time,
+    "config": _config,
+    "accuracy": _score,
+}
+
+
+def passed(checks: list[Check]) -> bool:
+    """Whether no rule is broken."""
+    return all(check.verdict != "broken" for check in checks)
+
+
+def keep(run: Path, checks: list[Check]) -> None:
+    """Write verify.json: the verdicts, and a digest of what they were passed on."""
+    runs.write_json(
+        run / VERDICT, {"passed": passed(checks), "digest": digest(run), "checks": [asdict(check) for check in checks]}
+    )
+
+
+def is_verified(run: Path) -> bool:
+    """Whether the run was found in order, and neither its record nor its checkpoint has changed since."""
+    try:
+        kept = runs.read_json(run / VERDICT)
+        return kept.get("passed") is True and kept.get("digest") == digest(run)
+    except (CifarbenchError, OSError):
+        return False
+
+
+def digest(run: Path) -> str:
+    """SHA-256 over run.json and the checkpoint that was tested."""
+    found = hashlib.sha256()
+    for path in (run / "run.json", find_checkpoint(str(run), None)):
+        found.update(path.read_bytes())
+    return found.hexdigest()

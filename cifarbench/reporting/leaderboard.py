@@ -1,0 +1,177 @@
+"""The leaderboard and the verdicts on runs, for people and for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cifarbench.evaluation.comparison import Comparison
+from cifarbench.leaderboard.judge import Check
+from cifarbench.leaderboard.ranking import Board, Group, Verdict
+from cifarbench.runs import shown_path, write_json, write_text
+
+_HEADINGS = {"test": "test accuracy", "val": "validation accuracy"}
+_STYLES = {"kept": "green", "broken": "bold red", "look": "yellow"}
+_OFTEN = "*"
+
+
+def print_boards(ranked: Sequence[Board], by: str, top: int, notes: Sequence[str]) -> None:
+    """A table for each dataset and split, and a line for each run that could not be read."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    if not ranked:
+        console.print("no finished runs were found")
+    for board in ranked:
+        shared, labels = _labels(board.groups)
+        console.print(_title(board), soft_wrap=True)
+        if shared:
+            console.print(Text(f"all with {shared}", "dim"), soft_wrap=True)
+        groups = board.groups[:top] if top else board.groups
+        console.print(_table(groups, labels, by))
+        if len(groups) < len(board.groups):
+            console.print(Text(f" and {len(board.groups) - len(groups)} more", "dim"))
+        if any(group.opened_often for group in groups):
+            console.print(Text(f" {_OFTEN} the test part of a run was opened more than once", "yellow"))
+    for note in notes:
+        console.print(Text(note, "yellow"), soft_wrap=True)
+
+
+def _title(board: Board) -> Text:
+    name = board.dataset[0]
+    stand_in = " (drawn images, not CIFAR-10)" if name == "synthetic" else ""
+    return Text.assemble(
+        (f"{name}{stand_in}, split {board.split[0]}", "bold"),
+        (f"   passport {board.dataset[1][:12]} / {board.split[1][:12]}", "dim"),
+    )
+
+
+def _labels(groups: Sequence[Group]) -> tuple[str, list[str]]:
+    """What all recipes were typed with, and what each was typed with beside it."""
+    typed = [group.label.split() for group in groups]
+    shared = [word for word in typed[0] if all(word in words for words in typed)] if len(groups) > 1 else []
+    rest = [" ".join(word for word in words if word not in shared) for words in typed]
+    return " ".join(shared), [
+        text or f"model={group.records[0].model}" for text, group in zip(rest, groups, strict=True)
+    ]
+
+
+def _table(groups: Sequence[Group], labels: Sequence[str], by: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+    table.add_column("", justify="right")
+    table.add_column("recipe", overflow="fold", ratio=1)
+    for heading in ("n", _HEADINGS[by], "95 % interval", "official", "parameters", "MFLOP", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for place, (group, label) in enumerate(zip(groups, labels, strict=False), 1):
+        table.add_row(str(place), *_cells(group, label))
+    return table
+
+
+def _cells(group: Group, label: str) -> list[str]:
+    first = group.records[0]
+    low, high = group.interval
+    return [
+        label + (f" {_OFTEN}" if group.opened_often else ""),
+        str(group.n),
+        f"{group.mean:.2%}" + ("" if group.std is None else f" ± {100 * group.std:.2f}"),
+        f"{100 * low:.2f}–{100 * high:.2f}",
+        "–" if group.official is None else f"{group.official:.2%}",
+        f"{first.parameters:,}",
+        f"{first.flops / 1e6:,.0f}",
+        "–" if group.seconds is None else _duration(group.seconds),
+    ]
+
+
+def write_boards(ranked: Sequence[Board], by: str, folder: Path) -> None:
+    """Write leaderboard.csv, leaderboard.json and leaderboard.md into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [row for board in ranked for row in _rows(board, by)]
+    write_json(folder / "leaderboard.json", {"by": by, "rows": rows})
+    text = io.StringIO()
+    flat = [{name: value for name, value in row.items() if name != "runs"} for row in rows]
+    table = csv.DictWriter(text, list(flat[0]) if flat else ["dataset"], lineterminator="\n")
+    table.writeheader()
+    table.writerows(flat)
+    write_text(folder / "leaderboard.csv", text.getvalue())
+    write_text(folder / "leaderboard.md", _markdown(ranked, by))
+
+
+def _rows(board: Board, by: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "dataset": board.dataset[0],
+            "split": board.split[0],
+            "passport": board.split[1],
+            "place": place,
+            "recipe": group.label,
+            "n": group.n,
+            f"{by}_mean": group.mean,
+            f"{by}_std": group.std,
+            "interval_low": group.interval[0],
+            "interval_high": group.interval[1],
+            "official_mean": group.official,
+            "model": group.records[0].model,
+            "parameters": group.records[0].parameters,
+            "flops": group.records[0].flops,
+            "seconds": group.seconds,
+            "device": group.records[0].device,
+            "opened_often": group.opened_often,
+            "runs": [str(record.directory) for record in group.records],
+        }
+        for place, group in enumerate(board.groups, 1)
+    ]
+
+
+def _markdown(ranked: Sequence[Board], by: str) -> str:
+    lines = []
+    for board in ranked:
+        lines += [f"## {_title(board).plain}", ""]
+        headings = ["", "recipe", "n", _HEADINGS[by], "95 % interval", "official", "parameters", "MFLOP", "time"]
+        lines += ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+        for place, group in enumerate(board.groups, 1):
+            cells = [str(place), *(cell.replace("|", "\\|") for cell in _cells(group, group.label))]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def print_verdict(verdict: Verdict, paired: Comparison | None) -> None:
+    """Whether two recipes differ, in words, and what their stored predictions say of these two models."""
+    console = Console(highlight=False, soft_wrap=True)
+    groups = (verdict.first, verdict.second)
+    _, labels = _labels(groups)
+    for name, group, label in zip(("first", "second"), groups, labels, strict=True):
+        _, n, accuracy, *_ = _cells(group, label)
+        console.print(Text(f"{name:<8}{accuracy:<16} n = {n}   {label}"))
+    console.print(Text(verdict.sentence, "bold"))
+    if paired is not None:
+        low, high = paired.interval
+        console.print(
+            Text(
+                f"These two models, on the same {paired.n:,} images: {paired.only_first} only the first has right, "
+                f"{paired.only_second} only the second; difference {100 * paired.difference:+.2f} points, "
+                f"95 % interval {100 * low:+.2f} to {100 * high:+.2f}, McNemar p = {paired.p:.2g}."
+            )
+        )
+
+
+def print_checks(home: Path, checks: Sequence[Check]) -> None:
+    """A verdict for each rule."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    table = Table.grid(padding=(0, 2))
+    for check in checks:
+        table.add_row(Text(check.verdict, _STYLES[check.verdict]), check.rule, Text(check.reason, overflow="fold"))
+    console.print(Text(shown_path(home), "bold"), soft_wrap=True)
+    console.print(table)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -1,0 +1,136 @@
+"""A sweep's jobs for people and programs: a live table, a final one, sweep.csv and sweep.json."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cifarbench.runs import shown_path, write_json, write_text
+from cifarbench.sweeps import Job
+
+_REFRESH_SECONDS = 1.0
+_ROWS_SHOWN = 24
+_STYLES = {"done": "green", "failed": "red", "running": "cyan", "interrupted": "yellow", "waiting": "dim"}
+_COLUMNS = ("number", "label", "status", "epoch", "epochs", "val_accuracy", "test_accuracy", "seconds", "message")
+
+
+@contextlib.contextmanager
+def watch(directory: Path, jobs: Callable[[], list[Job]]) -> Iterator[None]:
+    """While the block runs, show the table of jobs in a terminal, read anew from the disk every second."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    console, started, over = Console(highlight=False), time.monotonic(), threading.Event()
+    already = sum(job.status == "done" for job in jobs())
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def redraw() -> None:
+            while not over.wait(_REFRESH_SECONDS):
+                live.update(_live(directory, jobs(), already, time.monotonic() - started), refresh=True)
+
+        thread = threading.Thread(target=redraw, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _live(directory: Path, jobs: Sequence[Job], already: int, elapsed: float) -> Group:
+    done = sum(job.status in ("done", "failed") for job in jobs)
+    fresh = done - already
+    left = "" if fresh < 1 else f", about {_duration(elapsed / fresh * (len(jobs) - done))} left"
+    return Group(jobs_table(jobs), Text(f" {done} of {len(jobs)} jobs ended{left}   {shown_path(directory)}", "dim"))
+
+
+def jobs_table(jobs: Sequence[Job]) -> Table:
+    """One line a job, the best by validation marked; of a long sweep, the jobs around the running one."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
+    table.add_column("job", justify="right")
+    table.add_column("what differs", overflow="fold")
+    table.add_column("status", no_wrap=True)
+    for heading in ("epoch", "val acc", "test acc", "time"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    best = _best(jobs)
+    for job in _around(jobs):
+        epochs = f"{job.epoch}/{job.epochs}" if job.epochs else "–"
+        results = _percent(job.val_accuracy), _percent(job.test_accuracy)
+        mark = " best" if job is best else ""
+        status = Text(job.status + mark, _STYLES[job.status])
+        table.add_row(str(job.number), job.label, status, epochs, *results, _duration(job.seconds))
+    return table
+
+
+def print_table(directory: Path, jobs: Sequence[Job]) -> None:
+    """The final table, every failure with its message, and where the files are."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(jobs_table(jobs) if len(jobs) <= _ROWS_SHOWN else _whole(jobs))
+    for job in jobs:
+        if job.status == "failed":
+            console.print(Text(f"job {job.number} ({job.label}) failed: {job.message}"), soft_wrap=True)
+    console.print(Text(f"{shown_path(directory / 'sweep.csv')} and sweep.json hold the table", "dim"), soft_wrap=True)
+
+
+def print_plan(directory: Path, jobs: Sequence[Job]) -> None:
+    """What the sweep would run, and what of it is done already."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{len(jobs)} jobs in {shown_path(directory)}; nothing was run:")
+    for job in jobs:
+        console.print(Text(f"  {job.number:>3}  {job.status:<12} {job.label}"))
+
+
+def write_tables(directory: Path, jobs: Sequence[Job]) -> None:
+    """Write sweep.csv and sweep.json: every job with its state and results."""
+    records = [_record(job) for job in jobs]
+    text = io.StringIO()
+    table = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    table.writeheader()
+    table.writerows([{name: record[name] for name in _COLUMNS} for record in records])
+    write_text(directory / "sweep.csv", text.getvalue())
+    write_json(directory / "sweep.json", {"jobs": records})
+
+
+def _record(job: Job) -> dict[str, Any]:
+    return {**dataclasses.asdict(job), "directory": job.directory.name if job.directory else None}
+
+
+def _whole(jobs: Sequence[Job]) -> Group:
+    pages = [jobs[start : start + _ROWS_SHOWN] for start in range(0, len(jobs), _ROWS_SHOWN)]
+    return Group(*map(jobs_table, pages))
+
+
+def _around(jobs: Sequence[Job]) -> Sequence[Job]:
+    running = next((index for index, job in enumerate(jobs) if job.status in ("running", "waiting")), len(jobs))
+    start = max(0, min(running - _ROWS_SHOWN // 2, len(jobs) - _ROWS_SHOWN))
+    return jobs[start : start + _ROWS_SHOWN]
+
+
+def _best(jobs: Sequence[Job]) -> Job | None:
+    scored = [job for job in jobs if job.val_accuracy is not None and job.status == "done"]
+    return max(scored, key=lambda job: job.val_accuracy or 0.0, default=None)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

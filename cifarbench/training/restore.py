@@ -1,0 +1,149 @@
+"""A trained model rebuilt from its checkpoint alone, for scoring, predicting, exporting and looking inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cifarbench import runs
+from cifarbench.compute import Compute, choose_compute, make_deterministic
+from cifarbench.config.load import load
+from cifarbench.config.schema import TrainConfig
+from cifarbench.data.dataset import CLASSES
+from cifarbench.data.synthetic import CLASSES as DRAWN_CLASSES
+from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.evaluation.predict import Statistics
+from cifarbench.training import checkpoint
+from cifarbench.training.session import build_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with what its checkpoint says of it; `config.data` names no address and no folder that is not there."""
+
+    path: Path
+    config: TrainConfig
+    passport: dict[str, Any]
+    model: nn.Module
+    state: dict[str, Any]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation of the training images' channels, in 0..1."""
+        return tuple(self.passport["mean"]), tuple(self.passport["std"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The ten class names.
+
+        Raises:
+            IntegrityError: the passport lists none.
+        """
+        names = self.passport.get("classes")
+        if not isinstance(names, list) or len(names) != 10 or not all(isinstance(name, str) for name in names):
+            raise IntegrityError(f"{self.path} is no checkpoint of cifarbench: its passport names no ten classes.")
+        return tuple(names)
+
+    def compute(self, device: str, precision: str, threads: int | None) -> Compute:
+        """Device, precision and threads: as the run was scored, unless said otherwise."""
+        make_deterministic(True)
+        before = self.passport["environment"]
+        precision = before["precision"] if precision == "auto" else precision
+        if device == "auto" and precision == "fp16" and choose_compute("auto", "fp32", None).device.type == "cpu":
+            precision = "fp32"
+        cores = os.cpu_count() or 1
+        threads = threads or (min(before["threads"], cores) if before["device"] == "cpu" else None)
+        return choose_compute(device, precision, threads)
+
+    def on(self, device: torch.device) -> nn.Module:
+        """The model on `device`, in the memory layout that it was trained in."""
+        layout = torch.channels_last if self.config.trainer.channels_last else torch.contiguous_format
+        return self.model.to(device).to(memory_format=layout)
+
+
+def find_checkpoint(run: str | None, path: str | None, which: str = "tested") -> Path:
+    """The checkpoint file `path`, or the one of a run directory: "best", "last", or the one that its test scored.
+
+    Raises:
+        ConfigError: it is not there.
+    """
+    if path is not None:
+        if not Path(path).is_file():
+            raise ConfigError(f"`checkpoint` is {path!r}, which is no file.")
+        return Path(path)
+    home = Path(run or "")
+    if not home.is_dir():
+        raise ConfigError(f"`run` is {run!r}, which is no directory.")
+    which = which if which != "tested" else runs.read_manifest(home).get("tested", "last")
+    found = home / "checkpoints" / f"{which if which in ('best', 'last') else 'last'}.pt"
+    if not found.is_file():
+        raise ConfigError(f"{home} has no {found.name} in checkpoints/; it is no run directory, or kept none yet.")
+    return found
+
+
+def home_of(path: Path) -> Path | None:
+    """The run directory that a checkpoint file lies in, if it lies in one."""
+    home = path.parent.parent
+    return home if (home / "run.json").is_file() else None
+
+
+def classes_of(home: Path) -> tuple[str, ...]:
+    """The class names that a run's test.json lists, else those of its dataset."""
+    per_class = runs.read_json(home / "test.json").get("per_class")
+    if isinstance(per_class, dict) and len(per_class) == len(CLASSES):
+        return tuple(per_class)
+    dataset = runs.read_manifest(home).get("dataset")
+    drawn = isinstance(dataset, dict) and dataset.get("name") == "synthetic"
+    return DRAWN_CLASSES if drawn else CLASSES
+
+
+def restore(path: Path, root: str | None = None) -> Trained:
+    """Rebuild the model whose state lies at `path`, with the averaged weights where the run averaged.
+
+    Args:
+        path: a checkpoint.
+        root: folder of the dataset, instead of the one that the run used.
+
+    Raises:
+        IntegrityError: the file is damaged, hostile, or does not fit the model that it names.
+    """
+    state = checkpoint.load(path)
+    config = _config(state, path, root)
+    passport = checkpoint.passport_of(path, state)
+    model = build_model(config)
+    checkpoint.load_weights(model, weights_of(state), path)
+    return Trained(path, config, passport, model.eval(), state)
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Any]:
+    """The weights that were tested: the averaged ones where there are any."""
+    if not state["ema"]:
+        return state["model"]
+    return {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
+
+
+def _config(state: dict[str, Any], path: Path, root: str | None) -> TrainConfig:
+    try:
+        config = load(TrainConfig, state["config"])
+    except ConfigError as error:
+        raise IntegrityError(
+            f"{path} holds a config that is not ours: {error} If the model is your own, add plugins=[FILE]."
+        ) from error
+    return dataclasses.replace(config, data=without_addresses(config.data, root))
+
+
+def without_addresses(data: Any, root: str | None) -> Any:
+    """A stranger's data section without addresses to fetch from; of folders, only one that is there, or `root`.
+
+    The files in it are MD5-checked before they are read.
+    """
+    if data.name != "cifar10":
+        return data
+    folder = data.root if data.root and Path(data.root).is_dir() else None
+    return dataclasses.replace(data, root=root or folder, download=False, mirrors=())

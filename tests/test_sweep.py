@@ -1,0 +1,152 @@
+"""Sweeps as a user types them: failures, kills, reruns, repeats, and several jobs at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import time
+
+import pytest
+from conftest import TINY, command, manifest_of, rows_of, shell
+
+from cifarbench.commands.sweep import rewrite
+from cifarbench.errors import ConfigError
+from cifarbench.training.checkpoint import load, tensor_hash
+
+SMALL = [*TINY, "data.size=600", "trainer.epochs=1", "trainer.tensorboard=false", "trainer.threads=1"]
+
+
+def jobs_of(sweep):
+    return json.loads((sweep / "sweep.json").read_text())["jobs"]
+
+
+def only_sweep(folder):
+    (found,) = (folder / "outputs" / "sweep").iterdir()
+    return found
+
+
+def weights(job):
+    return tensor_hash(load(job / "checkpoints" / "last.pt")["model"])
+
+
+def test_the_same_sweep_again_skips_what_is_finished(cli, tmp_path):
+    arguments = ["train", "-m", *SMALL, "seed=1,2"]
+    assert cli(*arguments).code == 0
+    sweep = only_sweep(tmp_path)
+    before = {path: path.read_bytes() for path in sweep.glob("*/run.json")}
+    assert len(before) == 2
+    again = cli(*arguments)
+    assert again.code == 0
+    assert again.out.count("already complete") == 2
+    assert only_sweep(tmp_path) == sweep
+    assert {path: path.read_bytes() for path in sweep.glob("*/run.json")} == before
+
+
+def test_another_config_is_another_sweep(cli, tmp_path):
+    for rate in ("0.1", "0.2"):
+        assert cli("train", "-m", *SMALL, f"optim.lr={rate}", "seed=1").code == 0
+    assert len(list((tmp_path / "outputs" / "sweep").iterdir())) == 2
+
+
+def test_a_job_gives_the_same_result_alone_and_after_others(cli, tmp_path):
+    assert cli("train", "-m", *SMALL, "seed=1,2", "hydra.sweep.dir=sweep").code == 0
+    assert cli("train", *SMALL, "seed=2", "hydra.run.dir=alone").code == 0
+    second = tmp_path / "sweep" / "1-seed=2"
+    assert weights(second) == weights(tmp_path / "alone")
+    assert rows_of(second) == rows_of(tmp_path / "alone")
+
+
+def test_failures_are_listed_and_the_others_finish(cli, tmp_path):
+    (tmp_path / "leave.py").write_text(
+        "import sys\nfrom torch import nn\nfrom cifarbench.models.registry import register\n"
+        "@register('leave')\nclass Leave(nn.Module):\n    def __init__(self):\n        sys.exit(7)\n"
+    )
+    shared = [argument for argument in SMALL if not argument.startswith("model")]
+    ended = cli("train", "-m", *shared, "plugins=[leave.py]", "model=leave,simple_cnn", "optim.lr=0.1,-1")
+    assert ended.code == 1
+    assert "3 of 4 jobs failed" in ended.err
+    rows = {row["label"]: row for row in csv.DictReader(io.StringIO((only_sweep(tmp_path) / "sweep.csv").read_text()))}
+    failed = {label for label, row in rows.items() if row["status"] == "failed"}
+    fine = "optim.lr=0.1, model=simple_cnn"
+    assert rows.keys() - failed == {fine}
+    assert "sys.exit(7)" in rows["optim.lr=0.1, model=leave"]["message"]
+    assert all("`optim.lr` is -1" in row["message"] for label, row in rows.items() if "lr=-1" in label)
+    assert all(row["message"] in ended.out for row in rows.values())
+    (done,) = (job for job in jobs_of(only_sweep(tmp_path)) if job["status"] == "done")
+    assert done["label"] == fine
+    assert manifest_of(only_sweep(tmp_path) / done["directory"])["test"]["accuracy"] == done["test_accuracy"]
+
+
+def test_a_dry_run_lists_the_jobs_and_runs_none(cli, tmp_path):
+    ended = cli("train", "-m", *SMALL, "seed=1,2", "optim.lr=0.1,0.2", "sweep.dry_run=true")
+    assert ended.code == 0
+    assert [f"optim.lr={rate}, seed={seed}" in ended.out for seed in (1, 2) for rate in (0.1, 0.2)] == [True] * 4
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_repeat_is_a_sweep_over_seeds(cli, tmp_path):
+    assert cli("train", *SMALL, "repeat=2", "seed=5").code == 0
+    assert sorted(manifest_of(path.parent)["seed"] for path in only_sweep(tmp_path).glob("*/run.json")) == [5, 6]
+
+
+@pytest.mark.parametrize("bad", [["repeat=0"], ["repeat=x"], ["repeat=2", "seed=1,2"]])
+def test_a_bad_repeat_is_refused(bad):
+    with pytest.raises(ConfigError, match="`repeat`"):
+        rewrite(bad)
+
+
+def test_an_unknown_sweep_key_is_refused(cli):
+    ended = cli("train", "-m", *SMALL, "sweep.dryrun=true")
+    assert (ended.code, "sweep.dry_run" in ended.err) == (2, True)
+
+
+def wait_until(check, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not check() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert check()
+
+
+def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path):
+    arguments = ["train", "-m", *SMALL, "trainer.epochs=3", "trainer.checkpoint_every=1", "optim.lr=0.1,-1", "seed=1,2"]
+    assert shell(*arguments, "hydra.sweep.dir=whole", cwd=tmp_path).code == 1
+    killed = tmp_path / "killed"
+    for number in (0, 1):
+        log = (tmp_path / f"log{number}").open("w")
+        sweep = subprocess.Popen(command(*arguments, "hydra.sweep.dir=killed"), cwd=tmp_path, stdout=log, stderr=log)
+        log.close()
+        job = killed / f"{number}-optim.lr=0.1,seed={number + 1}"
+        wait_until(lambda job=job: (job / "checkpoints" / "last.pt").exists())
+        sweep.send_signal(signal.SIGKILL)
+        sweep.wait()
+    started = {path: path.stat().st_mtime_ns for path in killed.glob("*/checkpoints/best.pt")}
+    ended = shell(*arguments, "hydra.sweep.dir=killed", cwd=tmp_path)
+    assert ended.code == 1, ended.err
+    assert started.keys() <= set(killed.glob("*/checkpoints/best.pt"))
+    for number, seed in ((0, 1), (1, 2)):
+        name = f"{number}-optim.lr=0.1,seed={seed}"
+        assert weights(killed / name) == weights(tmp_path / "whole" / name)
+        assert manifest_of(killed / name)["test"]["openings"] == 1
+
+    def table(sweep):
+        return [{name: value for name, value in job.items() if name != "seconds"} for job in jobs_of(sweep)]
+
+    assert table(killed) == table(tmp_path / "whole")
+    assert [job["status"] for job in jobs_of(killed)] == ["done", "done", "failed", "failed"]
+
+
+def test_jobs_side_by_side_share_the_cores(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    arguments = [argument for argument in SMALL if not argument.startswith("trainer.threads")]
+    side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=side"]
+    ended = shell("train", "-m", *arguments, "seed=1,2,3", "optim.lr=0.1", *side, cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    jobs = [path.parent for path in (tmp_path / "side").glob("*/run.json")]
+    assert len(jobs) == 3
+    assert {manifest_of(job)["environment"]["threads"] for job in jobs} == {1}
+    one = shell("train", *SMALL, "seed=3", "optim.lr=0.1", "hydra.run.dir=alone", cwd=tmp_path)
+    assert one.code == 0
+    assert weights(tmp_path / "side" / "2-seed=3") == weights(tmp_path / "alone")
