@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
 
 from cifarbench import __version__
-from cifarbench.errors import CifarbenchError, ConfigError
+from cifarbench.errors import ConfigError, explain
 
 VERBS = {
     "train": "train a model, keep its checkpoints, and score the test part once",
@@ -17,6 +16,7 @@ VERBS = {
     "predict": "say what is on image files: cifarbench predict run=DIR IMAGE…",
     "ensemble": "average several runs: cifarbench ensemble DIR DIR…",
     "export": "write a model for use elsewhere: cifarbench export DIR format=onnx",
+    "tune": "search hyperparameters on validation images, with several workers if you like",
     "leaderboard": "rank and compare finished runs: cifarbench leaderboard [DIR…]",
     "verify": "judge runs by the rules of the competition: cifarbench verify DIR…",
     "bench": "time configs against each other, or measure time to an accuracy",
@@ -31,7 +31,7 @@ HELP = f"""usage: cifarbench VERB [group=option] [key=value] …
 CIFAR-10 experiments with a sealed test set.
 
 verbs:
-{chr(10).join(f"  {verb:<10}{text}" for verb, text in VERBS.items())}
+{chr(10).join(f"  {verb:<13}{text}" for verb, text in VERBS.items())}
 
 first steps:
   cifarbench train data=synthetic trainer=quick    no download, under two minutes
@@ -42,7 +42,6 @@ first steps:
 options: --help, --version, --debug (show a traceback), -sc install=bash (completion)
 Hydra's own flags come after the verb: -m, --cfg job, --info, --config-dir, --hydra-help.
 """
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,20 +97,3 @@ def _report(error: Exception) -> int:
     sentence, code = explain(error)
     print(f"cifarbench: {sentence}", file=sys.stderr)
     return code
-
-
-def explain(error: Exception) -> tuple[str, int]:
-    """The sentence for an error, and its exit code."""
-    if isinstance(error, CifarbenchError):
-        return str(error), error.exit_code
-    name = type(error).__name__
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return "out of memory; take a smaller `trainer.batch_size`, or set `trainer.micro_batch`.", 5
-    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-        return f"a path is too long: {error.strerror}; choose a shorter one.", 2
-    if isinstance(error, OSError) and error.errno and error.filename:
-        return f"{error.filename}: {error.strerror}; free space, or choose another folder or file.", 5
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"the disk: {error.strerror}; free space or choose another folder.", 5
-    where = "; add --debug for the traceback, and please report it."
-    return f"a bug: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}{where}", 1

@@ -1,5 +1,11 @@
 """Every failure that a user can cause or mend, with the exit code that it ends the command with."""
 
+from __future__ import annotations
+
+import errno
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+
 
 class CifarbenchError(Exception):
     """One plain sentence for the user: the file or key, the value, the rule and the remedy."""
@@ -44,3 +50,20 @@ class Interrupted(CifarbenchError):  # noqa: N818 - a stop that was asked for is
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The sentence for an error, and its exit code."""
+    if isinstance(error, CifarbenchError):
+        return str(error), error.exit_code
+    name = type(error).__name__
+    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "out of memory; take a smaller `trainer.batch_size`, or set `trainer.micro_batch`.", 5
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"a path is too long: {error.strerror}; choose a shorter one.", 2
+    if isinstance(error, OSError) and error.errno and error.filename:
+        return f"{error.filename}: {error.strerror}; free space, or choose another folder or file.", 5
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f"the disk: {error.strerror}; free space or choose another folder.", 5
+    where = "; add --debug for the traceback, and please report it."
+    return f"a bug: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}{where}", 1

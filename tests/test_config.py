@@ -145,7 +145,8 @@ BAD = [
     (["trainer.batch_size=0"], ["trainer.batch_size", "at least 1"]),
     (["data=synthetic", "data.size=1200", "trainer.batch_size=1000"], ["trainer.batch_size", "1000", "864"]),
     (["model=vgg,resnet"], ["-m"]),
-    (["optim.nesterov=2"], ["optim.nesterov", "true or false"]),
+    (["optim=sgd", "optim.nesterov=2"], ["optim.nesterov", "true or false"]),
+    (["optim.nesterov=true"], ["optim.nesterov", "optim=sgd", "not chosen"]),
     (["trainer.epochs=1.5"], ["trainer.epochs", "1.5", "whole number"]),
     (["trainer.max_time=12:30"], ["trainer.max_time", "10m"]),
     (["trainer.max_time=0s"], ["trainer.max_time"]),
@@ -155,12 +156,12 @@ BAD = [
     (["hydra.runn.dir=x"], ["hydra.runn"]),
     (["model.depth=12", "model=vgg"], ["model.depth", "12", "11"]),
     (["seed=-1"], ["seed"]),
-    (["optim.momentum=0"], ["optim.nesterov", "momentum"]),
+    (["optim=sgd", "optim.momentum=0"], ["optim.nesterov", "momentum"]),
     (["scheduler=plateau", "split.val_fraction=0"], ["plateau", "val_fraction"]),
     (["model=$(touch x);"], ["model"]),
     (["a=b=c=["], []),
     (["trainer.resume=nowhere"], ["trainer.resume", "nowhere"]),
-    (["trainer.micro_batch=500"], ["trainer.micro_batch", "128"]),
+    (["trainer.micro_batch=500"], ["trainer.micro_batch", "256"]),
     (["plugins=[nothing.py]"], ["nothing.py"]),
     (["--experimental-rerun=x.pickle"], ["unpickle"]),
 ]
@@ -183,4 +184,4 @@ def test_differences_name_what_changes_weights_and_nothing_else():
     second = load(TrainConfig, compose("train", ["optim.lr=0.2", "trainer.tensorboard=false", "data.root=elsewhere"]))
     assert differences(first, second) == ["`optim.lr`: 0.1 in the run, 0.2 asked for"]
     third = load(TrainConfig, compose("train", ["optim=adamw"]))
-    assert differences(first, third) == ["`optim.name`: 'sgd' in the run, 'adamw' asked for"]
+    assert differences(first, third) == ["`optim.name`: 'muon' in the run, 'adamw' asked for"]

@@ -13,6 +13,7 @@ from torchvision.models import efficientnet as tv_efficientnet
 from torchvision.models import vgg as tv_vgg
 
 from cifarbench.models import efficientnet_lite, layers, resnet
+from cifarbench.models.whitening import Whitening
 
 TUTORIAL = {
     "first_widths": (32, 128, 256),
@@ -24,15 +25,17 @@ TUTORIAL = {
     "hidden": (1024, 512),
     "dropout": 0.1,
 }
-RESNET20 = {"blocks": (3, 3, 3), "widths": (16, 32, 64), "shortcut": "pad"}
+AS_PUBLISHED = {"whitening": False, "pooling": "stride"}
+RESNET20 = {"blocks": (3, 3, 3), "widths": (16, 32, 64), "shortcut": "pad", **AS_PUBLISHED}
 RESNET56 = {**RESNET20, "blocks": (9, 9, 9)}
-WRN2810 = {"blocks": (4, 4, 4), "widths": (160, 320, 640), "stem_width": 16, "preactivation": True}
-RESNET18 = {"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512)}
-RESNET50 = {"block": "bottleneck", "blocks": (3, 4, 6, 3), "widths": (64, 128, 256, 512)}
+WRN2810 = {"blocks": (4, 4, 4), "widths": (160, 320, 640), "stem_width": 16, "preactivation": True, **AS_PUBLISHED}
+RESNET18 = {"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512), **AS_PUBLISHED}
+RESNET50 = {"block": "bottleneck", "blocks": (3, 4, 6, 3), "widths": (64, 128, 256, 512), **AS_PUBLISHED}
 
 
 def count(module):
-    return sum(weight.numel() for weight in module.parameters())
+    """Trained parameters."""
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
 
 
 def meta(name, **options):
@@ -152,7 +155,10 @@ def test_default_sizes_by_hand():
     assert count(meta("vgg")) == sum(conv_bn(a, b) + conv_bn(b, b) for a, b in stages) + 2570 == 2_356_458
     halving = [(32, 64), (64, 128), (128, 256)]
     residual = sum(conv_bn(a, b) + conv_bn(b, b) + conv_bn(a, b, 1) for a, b in halving)
-    assert count(meta("resnet")) == conv_bn(3, 32) + 2 * conv_bn(32, 32) + residual + 2570 == 1_228_970
+    stem = 24 + conv_bn(24, 32)  # the whitening's bias; its filters are not trained
+    assert count(meta("resnet")) == stem + 2 * conv_bn(32, 32) + residual + 2570 == 1_235_042
+    published = meta("resnet", **AS_PUBLISHED)
+    assert count(published) == conv_bn(3, 32) + 2 * conv_bn(32, 32) + residual + 2570 == 1_228_970
 
 
 def test_default_efficientnet_by_hand():
@@ -172,7 +178,7 @@ def test_yaml_states_its_parameters(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 57.5), ("resnet", 63.8), ("efficientnet_lite", 72.9)]
+    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 57.5), ("resnet", 68.7), ("efficientnet_lite", 72.9)]
 )
 def test_multiply_adds_from_the_shapes_of_the_layers(name, millions):
     model = meta(name).eval()
@@ -183,7 +189,7 @@ def test_multiply_adds_from_the_shapes_of_the_layers(name, millions):
         total += output.numel() * layer.weight[0].numel()
 
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear | Whitening):
             layer.register_forward_hook(add)
     assert multiply_adds(model) == pytest.approx(total / 1e6)
     assert total / 1e6 == pytest.approx(millions, abs=0.05)

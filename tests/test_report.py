@@ -191,7 +191,6 @@ def test_filters_maps_and_grad_cam_are_there_and_of_no_test_image(page, run):
     assert len(kernels) == 8
     explained = [a["alt"] for tag, a in page.elements if tag == "img" and (a["alt"] or "").startswith("evidence")]
     assert 4 <= len(explained) <= 12
-    assert "validation image" not in page.text.replace("validation image ", "", 0) or "test image" not in page.text
     assert not [a for tag, a in page.elements if tag == "img" and (a["alt"] or "").startswith("test image")]
     assert all(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).size for address in page.pictures())
 
@@ -230,7 +229,7 @@ def test_nothing_in_a_run_becomes_markup(cli, run, tmp_path):
     report["per_class"] = {f"{HOSTILE}{index}": {} for index in range(10)}
     (run / "test.json").write_text(json.dumps(report))
     manifest |= {"status": HOSTILE, "reason": HOSTILE, "command": ["cifarbench", HOSTILE], "seed": HOSTILE}
-    manifest["environment"] = {name: HOSTILE for name in manifest["environment"]}
+    manifest["environment"] = dict.fromkeys(manifest["environment"], HOSTILE)
     manifest["timing"] = HOSTILE
     manifest["dataset"]["name"] = manifest["split"]["name"] = HOSTILE
     (run / "run.json").write_text(json.dumps(manifest))
@@ -421,10 +420,11 @@ class Tiny(nn.Module):
         return self.last(self.relu(self.second(self.relu(self.first(images)))).mean((2, 3)))
 
 
-def test_grad_cam_of_a_global_average_network_is_cam():
+@pytest.mark.parametrize("layer", ["second", "relu"])
+def test_grad_cam_of_a_global_average_network_is_cam(layer):
     # Zhou et al. (2016): the class's weights of the last layer, applied to the last maps.
     model, images, targets = Tiny(inplace=True).eval(), torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 3, 9])
-    heat = explain.grad_cam(model, images, targets, "second")
+    heat = explain.grad_cam(model, images, targets, layer)
     with torch.no_grad():
         maps = torch.relu(model.second(torch.relu(model.first(images))))
         expected = torch.relu((model.last.weight[targets][:, :, None, None] * maps).sum(1))
@@ -439,6 +439,8 @@ def test_activation_maps_are_the_layers_outputs_and_hooks_come_off():
     with torch.no_grad():
         torch.testing.assert_close(found, model.first(images))
     assert explain.map_layers(model, images[:1]) == [("first", 32), ("second", 16)]
+    assert explain.map_layers(model, images[:1], explain.ACTIVATIONS) == [("relu", 32), ("relu", 16)]
+    assert explain.grad_cam_layer([("a", 16), ("b", 4), ("c", 2)]) == "b"
     assert not [module for module in model.modules() if module._forward_hooks]
 
 
@@ -468,11 +470,15 @@ def browse(page: Path, folder: Path, width: int, dark: bool, picture: Path) -> s
     source = html.escape(page.as_uri())
     frame.write_text(f'<body style="margin:0"><iframe src="{source}" style="border:0;width:{width}px;height:3000px">')
     scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --hide-scrollbars --enable-logging=stderr"
-    ).split()
-    arguments = [browser, *flags, scheme, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},3000"]
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    flags += " disable-component-update disable-sync hide-scrollbars enable-logging=stderr"
+    arguments = [
+        browser,
+        *(f"--{flag}" for flag in flags.split()),
+        scheme,
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={width},3000",
+    ]
     done = subprocess.run(
         [*arguments, f"--screenshot={picture}", frame.as_uri()], capture_output=True, text=True, timeout=90, check=False
     )

@@ -1,4 +1,4 @@
-"""`cifarbench data fetch|check|show`: the dataset on disk, and what training sees of it."""
+"""`cifarbench data fetch|check|show|duplicates`: the dataset on disk, and what training sees of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cifarbench.config.load import load
 from cifarbench.config.schema import DataVerbConfig
 from cifarbench.errors import ConfigError, IntegrityError
 
-_ACTIONS = ("fetch", "check", "show")
+_PAIRS = 60
 
 
 def rewrite(arguments: list[str]) -> list[str]:
@@ -18,7 +18,7 @@ def rewrite(arguments: list[str]) -> list[str]:
     if not words:
         if any(argument.startswith(("-", "action=")) for argument in arguments):
             return arguments
-        raise ConfigError("`cifarbench data` needs what to do: fetch, check or show.")
+        raise ConfigError("`cifarbench data` needs what to do: fetch, check, show or duplicates.")
     index = arguments.index(words[0])
     return [*arguments[:index], f"action={words[0]}", *arguments[index + 1 :]]
 
@@ -28,6 +28,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     config = load(DataVerbConfig, values)
     if config.action == "show":
         return _show(config)
+    if config.action == "duplicates":
+        return _duplicates(config)
     if config.data.name != "cifar10":
         print("The synthetic images are drawn when they are needed; there is nothing to fetch or check.")
         return 0
@@ -83,4 +85,33 @@ def _show(config: DataVerbConfig) -> int:
         figure = image_grid(shown.permute(0, 2, 3, 1).numpy(), titles, 10, f"{data.name}: {name}", note)
         save(figure, out / f"{name}.png")
         print(out / f"{name}.png")
+    return 0
+
+
+def _duplicates(config: DataVerbConfig) -> int:
+    """Search all pairs of images, write duplicates.json, and draw the pairs that are least alike."""
+    from cifarbench.data.duplicates import find_pairs, groups, test_duplicates_of
+    from cifarbench.data.load import load_images
+    from cifarbench.data.split import split
+    from cifarbench.reporting.duplicates import pairs_figure
+    from cifarbench.reporting.figures import save
+    from cifarbench.reporting.results import caption
+    from cifarbench.runs import write_json
+
+    data = load_images(config.data, print)
+    parts = split(data, config.split)
+    pairs = find_pairs(data, config.threshold, print)
+    found = groups(pairs)
+    across = test_duplicates_of(parts, found)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    kept = {"fingerprint": data.fingerprint, "threshold": config.threshold, "groups": found}
+    write_json(out / "duplicates.json", {**kept, "pairs": [[p.first, p.second, p.correlation] for p in pairs]})
+    print(f"{len(found):,} groups of {sum(map(len, found)):,} images; {out / 'duplicates.json'}")
+    print(f"{int(across.sum()):,} of {len(across):,} test images of {parts.name} have one in the trainable part")
+    if pairs:
+        note = caption(data.name, parts.name, parts.fingerprint)
+        least_alike = sorted(pairs, key=lambda pair: pair.correlation)[:_PAIRS]
+        save(pairs_figure(data, least_alike, note), out / "duplicates.png")
+        print(f"{out / 'duplicates.png'} shows the {min(len(pairs), _PAIRS)} pairs that are least alike")
     return 0

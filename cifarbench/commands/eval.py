@@ -41,6 +41,7 @@ def score_checkpoint(
     Raises:
         IntegrityError: the checkpoint is damaged, hostile, or was made on other data.
     """
+    from cifarbench.data.duplicates import test_duplicates
     from cifarbench.data.load import load_images
     from cifarbench.data.split import split
     from cifarbench.evaluation.metrics import score
@@ -62,7 +63,8 @@ def score_checkpoint(
     images = portion.images.to(compute.device)
     tta = trainer.tta if config.tta == "auto" else config.tta
     logits = predict(model, images, trained.statistics, compute, tta, trainer.channels_last)
-    report = {**score(logits, portion.targets, data.classes, official), "tta": tta}
+    duplicates = test_duplicates(parts, data.fingerprint) if config.portion == "test" else None
+    report = {**score(logits, portion.targets, data.classes, official, duplicates), "tta": tta}
     comparable = home is not None and config.portion == "test" and tta == trainer.tta
     recorded = runs.read_manifest(home).get("test") if home and comparable else None
     return report, f"{data.name}, split {parts.name}", recorded

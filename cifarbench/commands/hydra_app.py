@@ -166,8 +166,24 @@ def _unknown_key(verb: str, name: str) -> ConfigError:
     same = [key for key in known if key.startswith(f"{section}.")] if "." in name else []
     if section == "hydra":
         return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')
+    if name in known:
+        return ConfigError(
+            f'"{name}" is a key of {_owners(name)}, which is not chosen; choose it, or leave the key out.'
+        )
     valid = same or [key for key in known if "." not in key]
     return ConfigError(f'unknown key "{name}".{nearest(name, same or known)} Valid: {", ".join(valid)}.')
+
+
+def _owners(name: str) -> str:
+    """The options of a group that have the key `name`: "optim=sgd or optim=rmsprop"."""
+    import dataclasses
+
+    from cifarbench.config.load import CHOICES
+
+    section, _, key = name.partition(".")
+    table = CHOICES.get(section, {})
+    names = [option for option, cls in table.items() if key in {field.name for field in dataclasses.fields(cls)}]
+    return " or ".join(f"{section}={option}" for option in names) or f"another {section}"
 
 
 def _groups() -> list[str]:

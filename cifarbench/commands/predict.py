@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,41 +64,44 @@ def _form(config: PredictConfig) -> str:
 
 def answers(trained: Any, config: PredictConfig) -> list[dict[str, Any]]:
     """A row for each file: `file`, and either `top`, (class, probability) pairs, or `error`."""
+    from cifarbench.data.image_files import ImageError, find, read
+
+    ask = _asker(trained, config)
+    rows: list[dict[str, Any]] = []
+    waiting: list[tuple[dict[str, Any], Any]] = []
+    for name in _with_progress(list(find(config.images))):
+        rows.append({"file": name})
+        try:
+            waiting.append((rows[-1], read(name)))
+        except ImageError as error:
+            rows[-1]["error"] = str(error)
+        if len(waiting) == _BATCH:
+            ask(waiting)
+            waiting.clear()
+    ask(waiting)
+    return rows
+
+
+def _asker(trained: Any, config: PredictConfig) -> Callable[[list[tuple[dict[str, Any], Any]]], None]:
+    """A function that puts `top` into each row of (row, image) pairs."""
     import torch
 
-    from cifarbench.data.image_files import ImageError, find, read
     from cifarbench.evaluation.predict import predict
 
     compute = trained.compute(config.device, config.precision, config.threads)
     model, trainer = trained.on(compute.device), trained.config.trainer
     tta = trainer.tta if config.tta == "auto" else config.tta
-    rows: list[dict[str, Any]] = []
-    batch: list[Any] = []
-    waiting: list[dict[str, Any]] = []
 
-    def answer() -> None:
-        if not batch:
+    def ask(waiting: list[tuple[dict[str, Any], Any]]) -> None:
+        if not waiting:
             return
-        images = torch.stack(batch).to(compute.device)
+        images = torch.stack([image for _, image in waiting]).to(compute.device)
         logits = predict(model, images, trained.statistics, compute, tta, trainer.channels_last)
         best = logits.double().softmax(1).cpu().topk(config.top)
-        for row, likely, places in zip(waiting, best.values.tolist(), best.indices.tolist(), strict=True):
-            row["top"] = [(trained.classes[place], share) for place, share in zip(places, likely, strict=True)]
-        batch.clear()
-        waiting.clear()
+        for (row, _), shares, places in zip(waiting, best.values.tolist(), best.indices.tolist(), strict=True):
+            row["top"] = [(trained.classes[place], share) for place, share in zip(places, shares, strict=True)]
 
-    for name in _with_progress(list(find(config.images))):
-        row: dict[str, Any] = {"file": name}
-        rows.append(row)
-        try:
-            batch.append(read(name))
-            waiting.append(row)
-        except ImageError as error:
-            row["error"] = str(error)
-        if len(batch) == _BATCH:
-            answer()
-    answer()
-    return rows
+    return ask
 
 
 def _with_progress(names: list[str]) -> Iterable[str]:

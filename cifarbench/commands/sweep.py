@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarbench import runs
-from cifarbench.errors import ConfigError, Interrupted, SweepError
+from cifarbench.errors import ConfigError, Interrupted, SweepError, explain
 from cifarbench.sweeps import FAILURE, Job, read_jobs
 
 if TYPE_CHECKING:
@@ -138,8 +138,6 @@ class SweptJob:
 
 
 def _explained(error: BaseException) -> dict[str, Any]:
-    from cifarbench.cli import explain
-
     if isinstance(error, SystemExit):
         return {"message": f"the job called sys.exit({error.code!r})", "exit_code": 1}
     assert isinstance(error, Exception)

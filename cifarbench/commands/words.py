@@ -56,7 +56,7 @@ def quoted(text: str) -> str:
     # OmegaConf reads ${…} even inside quotes; Hydra unescapes backslashes only before a quote.
     text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
     text = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
-    text = re.sub(r"(\\+)$", lambda found: found[1] * 2, text)
+    text = re.sub(r"(\\+)\Z", lambda found: found[1] * 2, text)
     return f"'{text}'"
 
 

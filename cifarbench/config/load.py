@@ -23,6 +23,7 @@ from cifarbench.config.schema import (
     SyntheticConfig,
     TrainConfig,
 )
+from cifarbench.config.tune import TuneVerbConfig
 from cifarbench.errors import ConfigError
 
 DATASETS: dict[str, type] = {"cifar10": Cifar10Config, "synthetic": SyntheticConfig}
@@ -35,7 +36,7 @@ CHOICES: dict[str, dict[str, type]] = {
 VERBS: dict[str, type] = {"bench": BenchVerbConfig, "train": TrainConfig, "eval": EvalConfig, "data": DataVerbConfig}
 VERBS |= {"report": ReportConfig, "predict": PredictConfig, "export": ExportConfig, "ensemble": EnsembleConfig}
 VERBS |= {"summary": SummaryConfig, "sanity": SanityConfig, "lr-find": LRFindConfig, "baseline": BaselineConfig}
-VERBS |= {"leaderboard": LeaderboardConfig, "verify": VerifyConfig}
+VERBS |= {"leaderboard": LeaderboardConfig, "verify": VerifyConfig, "tune": TuneVerbConfig}
 
 T = typing.TypeVar("T")
 

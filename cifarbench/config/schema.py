@@ -177,10 +177,11 @@ class BenchVerbConfig(TrainConfig):
 class DataVerbConfig:
     """Everything that `cifarbench data` needs."""
 
-    action: str = key("What to do.", choices=["fetch", "check", "show"])
+    action: str = key("What to do.", choices=["fetch", "check", "show", "duplicates"])
     seed: int = key("Seed of the augmentation that is shown.", ge=0, lt=2**63)
     rows: int = key("Images of each class that are shown.", unit="images", ge=1, le=50)
-    out: str = key("Folder for the pictures of `show`.")
+    out: str = key("Folder for what `show` and `duplicates` write.")
+    threshold: float = key("Correlation of detail from which two images are near-duplicates.", ge=0.6, le=1)
     data: Any
     split: SplitConfig
     augment: AugmentConfig

@@ -85,8 +85,8 @@ def grad_cam(model: nn.Module, images: Tensor, targets: Tensor, layer: str) -> T
         model: in evaluation mode.
         images: (N, 3, 32, 32) normalised.
         targets: (N,) int64, the class asked about in each image.
-        layer: the name of a convolution of the model. Where its output is then overwritten in place, by an
-            activation, the map is that of the activation.
+        layer: the name of a convolution or activation of the model; where it runs several times, its last run
+            counts. A convolution whose output is overwritten in place by an activation gives the activation's map.
 
     Returns:
         (N, h, w) float32 at least 0, of the layer's resolution, each divided by its maximum unless that is 0.

@@ -18,7 +18,13 @@ def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     return loss, (logits.argmax(1) == targets).double().mean().item()
 
 
-def score(logits: Tensor, targets: Tensor, classes: tuple[str, ...], official: Tensor | None) -> dict[str, Any]:
+def score(
+    logits: Tensor,
+    targets: Tensor,
+    classes: tuple[str, ...],
+    official: Tensor | None,
+    duplicates: Tensor | None = None,
+) -> dict[str, Any]:
     """Everything that test.json holds, as plain values.
 
     Args:
@@ -26,9 +32,11 @@ def score(logits: Tensor, targets: Tensor, classes: tuple[str, ...], official: T
         targets: (N,) int64.
         classes: the ten names.
         official: (N,) bool, which images belong to the official test batch, or None.
+        duplicates: (N,) bool, which images have a near-duplicate among the trainable ones, or None if unknown.
 
     Returns:
-        n, accuracy, accuracy_official (None without `official`), accuracy_interval (95 % Wilson), loss and nll
+        n, accuracy, accuracy_official (None without `official`), accuracy_without_duplicates and n_duplicates (None
+        without `duplicates`), accuracy_interval (95 % Wilson), loss and nll
         (mean cross-entropy, nats), ece (15 equal bins of confidence), brier (sum over classes, 0..2),
         per_class, confusion_matrix (rows: true class, columns: predicted) and most_confused.
     """
@@ -44,6 +52,8 @@ def score(logits: Tensor, targets: Tensor, classes: tuple[str, ...], official: T
         "accuracy_interval": list(wilson_interval(int(right.sum()), len(targets))),
         "accuracy_official": None if official is None else right[official].double().mean().item(),
         "n_official": None if official is None else int(official.sum()),
+        "accuracy_without_duplicates": None if duplicates is None else right[~duplicates].double().mean().item(),
+        "n_duplicates": None if duplicates is None else int(duplicates.sum()),
         "loss": loss,
         "nll": loss,
         "ece": calibration_error(probabilities, right),

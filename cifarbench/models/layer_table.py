@@ -1,7 +1,8 @@
 """The layer table: one image goes through a model, and each layer's shape, cost and receptive field is noted.
 
 Operations are watched below autograd, so any model is described as it runs: functional calls, branches and all. A
-row is a layer, or what a module computes beside its children, such as the addition in a residual block.
+row is a layer, or what a module computes beside its children, such as the addition in a residual block; such a row is
+named by its first and last operation.
 """
 
 from __future__ import annotations

@@ -188,6 +188,9 @@ def result_panel(report: dict[str, Any], dataset: str, paths: dict[str, str], po
         grid.add_row("test-time aug.", f"{report['tta']}: several views of each image averaged")
     if report["accuracy_official"] is not None:
         grid.add_row(f"official {report['n_official']:,}", f"{report['accuracy_official']:.2%}")
+    if report["accuracy_without_duplicates"] is not None:
+        left_out = f" without {report['n_duplicates']:,} images that have near-duplicates in the trainable part"
+        grid.add_row("unseen", Text.assemble(f"{report['accuracy_without_duplicates']:.2%}", (left_out, "dim")))
     pairs = [f"{pair['true']} taken for {pair['predicted']} {pair['count']}×" for pair in report["most_confused"][:3]]
     grid.add_row("most confused", "\n".join(pairs) or "nothing")
     grid.add_row("loss, ECE", f"{report['loss']:.4f}, {report['ece']:.4f}")

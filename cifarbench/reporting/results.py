@@ -27,7 +27,7 @@ def write_results(run: RunDirectory, data: ImageSet, outcome: Outcome) -> None:
     np.savez_compressed(buffer, indices=indices, targets=data.targets[parts.test.indices].numpy(), logits=logits)
     (run.path / "predictions.npz").write_bytes(buffer.getvalue())
     write_confusion(run.path, report, data.classes, caption(data.name, parts.name, parts.fingerprint))
-    headline = {name: report[name] for name in ("accuracy", "accuracy_official", "loss")}
+    headline = {name: report[name] for name in ("accuracy", "accuracy_official", "accuracy_without_duplicates", "loss")}
     run.update(test={**run.manifest["test"], **headline})
 
 

@@ -17,6 +17,7 @@ from cifarbench.config.load import differences, identity, load, to_plain
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import normalise
 from cifarbench.data.dataset import ImageSet
+from cifarbench.data.duplicates import test_duplicates
 from cifarbench.data.split import Parts, channel_statistics, split
 from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.evaluation.metrics import score
@@ -78,7 +79,7 @@ def train(
     compute = choose_compute(trainer.device, trainer.precision, trainer.threads, world.local_rank)
     make_deterministic(trainer.deterministic)
     parts = split(data, config.split)
-    _check_sizes(config, parts, world)
+    check_sizes(config, parts, world)
     started = clock.elapsed()
     model = build_model(config)
     facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
@@ -101,7 +102,8 @@ def train(
     return _score(training, config, data, parts, run, clock.elapsed() - started)
 
 
-def _check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
+def check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
+    """Raise ConfigError where a batch is larger than the training part, or smaller than the number of processes."""
     size = config.trainer.batch_size
     if size > len(parts.train):
         raise ConfigError(
@@ -280,7 +282,8 @@ def _score(
     logits = training.logits(portion.images.to(training.setting.compute.device), tta).cpu()
     if world.is_first:
         _finish(run, training, tested, trained, time.perf_counter() - before)
-    report = {**score(logits, portion.targets, data.classes, parts.test.official), "tta": tta}
+    duplicates = test_duplicates(parts, data.fingerprint)
+    report = {**score(logits, portion.targets, data.classes, parts.test.official, duplicates), "tta": tta}
     return Outcome(report, logits, parts, tested, training.scored)
 
 

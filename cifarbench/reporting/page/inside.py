@@ -19,6 +19,7 @@ from cifarbench.data.split import Parts
 from cifarbench.errors import ConfigError
 from cifarbench.evaluation.explain import (
     ACTIVATIONS,
+    CONVOLUTIONS,
     activation_maps,
     first_kernels,
     grad_cam,
@@ -50,7 +51,8 @@ def inside(trained: Trained, data: ImageSet | None, parts: Parts | None, numbers
     if any(number >= len(data.targets) for number in numbers):
         raise ConfigError(f"`images` names {max(numbers)}; the dataset's images are 0 to {len(data.targets) - 1}.")
     probe = normalise(data.images[:1], *trained.statistics)
-    layers = map_layers(trained.model, probe)
+    # Rectified maps, as the paper takes them, where a module rectifies; of a residual block, its sum.
+    layers = map_layers(trained.model, probe, CONVOLUTIONS + ACTIVATIONS)
     name = grad_cam_layer(layers)
     if name is None:
         return found
@@ -123,29 +125,21 @@ def _cam(
     probabilities = logits.double().softmax(1)
     rows = []
     for position, index in enumerate(indices.tolist()):
-        image, answer, target = data.images[index], int(answers[position]), int(targets[position])
+        answer, target = int(answers[position]), int(targets[position])
         heats = [("answer", answer, for_answer[position])]
         heats += [("true", target, for_target[position])] if answer != target else []
-        views = [
+        row = {"index": index, "part": names[position], "right": answer == target}
+        row |= {"src": image_address(data.images[index]), "true": data.classes[target], "answer": data.classes[answer]}
+        row["views"] = [
             {
-                "src": heat_address(image, heat),
+                "src": heat_address(data.images[index], heat),
                 "of": data.classes[label],
                 "kind": kind,
                 "probability": probabilities[position, label].item(),
             }
             for kind, label, heat in heats
         ]
-        rows.append(
-            {
-                "src": image_address(image),
-                "index": index,
-                "part": names[position],
-                "true": data.classes[target],
-                "answer": data.classes[answer],
-                "right": answer == target,
-                "views": views,
-            }
-        )
+        rows.append(row)
     return {"layer": layer, "side": side, "rows": rows}
 
 

@@ -1,0 +1,68 @@
+"""`cifarbench lr-find`: a learning rate for a config, from a hundred steps on training images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cifarbench.commands.plugins import load_plugins
+from cifarbench.config.before import LRFindConfig
+from cifarbench.config.load import load
+from cifarbench.runs import shown_path, write_json
+
+_CHOSEN = "valley"
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """The arguments as they are: nothing of them needs Hydra's help."""
+    return arguments
+
+
+def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
+    """Test the range, print the suggestions, and write the curve as PNG and JSON; nothing else is kept."""
+    load_plugins(values.get("plugins") or [])
+    config = load(LRFindConfig, values)
+    from cifarbench.data.load import load_images
+    from cifarbench.data.split import split
+    from cifarbench.reporting.figures import save
+    from cifarbench.reporting.rates import print_suggestions, rate_figure
+    from cifarbench.reporting.results import caption
+    from cifarbench.training.lr_range import range_test, suggestions
+    from cifarbench.training.probe import Losses, prepare
+
+    data = load_images(config.data, print)
+    parts = split(data, config.split)
+    losses = Losses()
+    curve = range_test(prepare(config, parts, losses), losses, config.start, config.end, config.steps)
+    found = {name: float(f"{rate:.2g}") for name, rate in suggestions(curve).items()}
+    commands = {name: rate_overrides(config.optim, rate) for name, rate in found.items()}
+    note = caption(data.name, parts.name, parts.fingerprint)
+    title = f"{config.model.name} · {config.optim.name} · batch {config.trainer.batch_size}"
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = out / f"{config.model.name}-{config.optim.name}"
+    points = zip(curve.rates, curve.losses, curve.smoothed, strict=True)
+    report = {
+        "dataset": {"name": data.name, "fingerprint": data.fingerprint},
+        "split": {"name": parts.name, "fingerprint": parts.fingerprint},
+        "model": config.model.name,
+        "optim": config.optim.name,
+        "batch_size": config.trainer.batch_size,
+        "seed": config.seed,
+        "ended": curve.ended,
+        "suggestions": found,
+        "overrides": commands,
+        "override": commands[_CHOSEN],
+        "points": [{"lr": rate, "loss": loss, "smoothed": smooth} for rate, loss, smooth in points],
+    }
+    write_json(stem.with_suffix(".json"), report)
+    save(rate_figure(curve.rates, curve.losses, curve.smoothed, found, title, note), stem.with_suffix(".png"))
+    paths = [shown_path(stem.with_suffix(kind)) for kind in (".png", ".json")]
+    print_suggestions(title, note, report, paths)
+    return 0
+
+
+def rate_overrides(optim: Any, rate: float) -> str:
+    """The overrides that set `optim.lr` to `rate`, and what has a rate of its own in the same proportion."""
+    rates = {name: getattr(optim, name) for name in ("lr", "bias_lr", "head_lr") if hasattr(optim, name)}
+    return " ".join(f"optim.{name}={value * rate / optim.lr:.2g}" for name, value in rates.items())

@@ -1,0 +1,61 @@
+"""`cifarbench sanity`: is this worth training? Exit 0 if every check passes, 1 if one fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from cifarbench.commands.plugins import load_plugins
+from cifarbench.config.before import SanityConfig
+from cifarbench.config.load import load
+from cifarbench.runs import shown_path, write_json
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """The arguments as they are: nothing of them needs Hydra's help."""
+    return arguments
+
+
+def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
+    """Run the checks, print them as a table, and write JSON and pictures into `out`; nothing else is kept."""
+    load_plugins(values.get("plugins") or [])
+    config = load(SanityConfig, values)
+    from cifarbench.data.load import load_images
+    from cifarbench.data.split import split
+    from cifarbench.reporting.checks import gradient_figure, input_figure, print_checks
+    from cifarbench.reporting.figures import save
+    from cifarbench.reporting.results import caption
+    from cifarbench.training.observer import Observer
+    from cifarbench.training.probe import prepare
+    from cifarbench.training.sanity import run_checks
+
+    data = load_images(config.data, print)
+    parts = split(data, config.split)
+    training = prepare(config, parts, Observer())
+    note = caption(data.name, parts.name, parts.fingerprint)
+    title = f"{config.model.name} · {config.optim.name} · {config.augment.name}"
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = str(out / config.model.name)
+    save(
+        input_figure(training.augment, training.setting.train, config.seed, data.classes, note),
+        Path(f"{stem}-inputs.png"),
+    )
+    checks = run_checks(training, parts, data.classes, config.images, config.steps)
+    gradients = next(check.values for check in checks if check.name == "gradients")
+    save(gradient_figure((gradients or {})["rms"], title, note), Path(f"{stem}-gradients.png"))
+    passed = all(check.passed for check in checks)
+    report = {
+        "dataset": {"name": data.name, "fingerprint": data.fingerprint},
+        "split": {"name": parts.name, "fingerprint": parts.fingerprint},
+        "model": config.model.name,
+        "optim": config.optim.name,
+        "seed": config.seed,
+        "passed": passed,
+        "checks": [dataclasses.asdict(check) for check in checks],
+    }
+    write_json(Path(f"{stem}-sanity.json"), report)
+    names = ("inputs.png", "gradients.png", "sanity.json")
+    print_checks(title, note, checks, [shown_path(Path(f"{stem}-{name}")) for name in names])
+    return 0 if passed else 1

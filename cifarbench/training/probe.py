@@ -1,0 +1,62 @@
+"""A run's own training steps for a look before training: on training images alone, with nothing kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from cifarbench.compute import choose_compute, make_deterministic
+from cifarbench.config.schema import TrainConfig
+from cifarbench.data.augment import normalise
+from cifarbench.data.split import Parts, channel_statistics
+from cifarbench.models.whitening import SAMPLE, fit_stems
+from cifarbench.training.clock import Clock
+from cifarbench.training.distributed import World
+from cifarbench.training.loop import Setting, Training
+from cifarbench.training.observer import Observer, StepReport
+from cifarbench.training.session import build_model, check_sizes
+
+
+class Losses(Observer):
+    """Keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def step(self, report: StepReport) -> None:
+        """Read the loss from the device."""
+        self.values.append(float(report.loss))
+
+
+def prepare(config: TrainConfig, parts: Parts, observer: Observer) -> Training:
+    """The training of `config`, ready for its first step and unable to save: there is no place for checkpoints.
+
+    Of `parts` only the training portion is used.
+
+    Raises:
+        ConfigError: a batch is larger than the training portion.
+        ResourceError: the device asked for is not there.
+    """
+    trainer = config.trainer
+    check_sizes(config, parts, World())
+    compute = choose_compute(trainer.device, trainer.precision, trainer.threads)
+    make_deterministic(trainer.deterministic)
+    statistics = channel_statistics(parts.train.images)
+    model = build_model(config)
+    fit_stems(model, normalise(parts.train.images[:SAMPLE], *statistics))
+    train = parts.train.to(compute.device)
+    setting = Setting(train, None, statistics, compute, World(), Clock(), {}, Path(os.devnull))
+    training = Training(config, model, setting, observer)
+    training.model.train()
+    return training
+
+
+def balanced(targets: torch.Tensor, count: int) -> torch.Tensor:
+    """Positions of the first `count` images taken class after class, (count,) int64; fewer where a class runs out."""
+    ranks = torch.zeros_like(targets)
+    for label in targets.unique().tolist():
+        mask = targets == label
+        ranks[mask] = torch.arange(int(mask.sum()), device=targets.device)
+    return torch.argsort(ranks * 1000 + targets, stable=True)[:count]

@@ -1,0 +1,127 @@
+"""One study shared by any number of workers: exactly as many trials as asked for, whoever is killed on the way.
+
+A trial's worker sends a heartbeat; where it falls silent, another worker takes the trial over, in the same run
+directory, from its last checkpoint. Surplus trials, which workers that start together can create, give way to those
+with lower numbers.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from cifarbench.config.tune import Dimension, TuneSection, dimension
+
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+_POLL_SECONDS = 1.0
+
+
+class Surplus(Exception):  # noqa: N818 - no error, but a trial that is not needed
+    """The study has as many trials as asked for without this one."""
+
+
+def open_study(config: TuneSection, url: str, seed: int) -> optuna.Study:
+    """Create the study, or join the one of this name in the storage at `url`."""
+    # Heartbeats have been "experimental" in Optuna since 2021; the tests here hold them to what is needed.
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    storage = RDBStorage(
+        url,
+        heartbeat_interval=max(1, config.patience // 3),
+        grace_period=config.patience,
+        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+    )
+    return optuna.create_study(
+        storage=storage,
+        study_name=config.study,
+        load_if_exists=True,
+        direction="maximize" if config.metric == "accuracy" else "minimize",
+        sampler=_sampler(config, seed),
+        pruner=_pruner(config),
+    )
+
+
+def _sampler(config: TuneSection, seed: int) -> optuna.samplers.BaseSampler:
+    if config.sampler == "grid":
+        return optuna.samplers.GridSampler({each.name: _grid(each) for each in map(dimension, config.space)}, seed=seed)
+    if config.sampler == "random":
+        return optuna.samplers.RandomSampler()
+    return optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
+
+
+def _pruner(config: TuneSection) -> optuna.pruners.BasePruner:
+    if config.pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=4)
+    return optuna.pruners.HyperbandPruner() if config.pruner == "hyperband" else optuna.pruners.NopPruner()
+
+
+def _grid(each: Dimension) -> list[Any]:
+    if each.kind == "int":
+        return list(range(int(each.values[0]), int(each.values[1]) + 1))
+    return list(each.values)
+
+
+def suggest(trial: Trial, space: tuple[str, ...]) -> list[str]:
+    """The trial's overrides, `key=value` for each dimension of the space."""
+    return [f"{each.name}={_suggested(trial, each)}" for each in map(dimension, space)]
+
+
+def _suggested(trial: Trial, each: Dimension) -> Any:
+    if each.kind == "choice":
+        return trial.suggest_categorical(each.name, each.values)
+    if each.kind == "int":
+        return trial.suggest_int(each.name, int(each.values[0]), int(each.values[1]))
+    low, high = map(float, each.values)
+    return float(f"{trial.suggest_float(each.name, low, high, log=each.kind == 'log'):.6g}")
+
+
+def run_trials(study: optuna.Study, wanted: int, run: Callable[[Trial, int], float]) -> None:
+    """Run trials until the study has `wanted` that ended, by this worker and others.
+
+    Args:
+        study: shared by the workers.
+        wanted: complete or pruned trials.
+        run: trains one trial and returns its value; its second argument is the number of the trial that it takes
+            over, or its own. It raises `optuna.TrialPruned` to end it early.
+    """
+
+    def objective(trial: Trial) -> float:
+        if _place(study, trial.number) >= wanted:
+            raise Surplus
+        origin = RetryHeartbeatStaleTrialCallback.retried_trial_number(study.trials[trial.number])
+        return run(trial, trial.number if origin is None else origin)
+
+    while _count(study, ENDED) < wanted:
+        optuna.storages.fail_stale_trials(study)
+        if _count(study, (*ENDED, TrialState.RUNNING)) >= wanted:
+            time.sleep(_POLL_SECONDS)  # others are at the last ones, and may still die
+            continue
+        study.optimize(objective, n_trials=1, catch=(Surplus,))
+
+
+def _count(study: optuna.Study, states: tuple[TrialState, ...]) -> int:
+    return len(study.get_trials(deepcopy=False, states=states))
+
+
+def _place(study: optuna.Study, number: int) -> int:
+    """How many trials before this one have ended or run."""
+    kept = study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING))
+    return sum(trial.number < number for trial in kept)
+
+
+def importance(study: optuna.Study) -> dict[str, float]:
+    """How much each key matters for the result, in shares of 1; {} while there are too few trials to say."""
+    try:
+        return optuna.importance.get_param_importances(study)
+    except (RuntimeError, ValueError):
+        return {}
+
+
+def ended(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that completed or were pruned, in order."""
+    return study.get_trials(deepcopy=False, states=ENDED)
