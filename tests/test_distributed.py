@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,15 +18,20 @@ from conftest import TINY, manifest_of, rows_of, shell
 from cifarbench.training.checkpoint import load
 from cifarbench.training.distributed import World
 
-# Batch statistics are each process's own, so the exact comparison leaves batch normalisation out.
-EXACT = [*TINY, "model.norm=none", "model.bias=true", "trainer.precision=fp32", "optim.lr=0.01", "augment=standard"]
+FP32 = [*TINY, "trainer.precision=fp32", "augment=standard"]
+# Batch statistics are each process's own, unless they are exchanged.
+EXACT = [*FP32, "model.norm=none", "model.bias=true", "optim.lr=0.01"]
+
+
+def starter(*flags: str) -> list[str]:
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    return [*run, *flags, "-m", "cifarbench"]
 
 
 def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    starter = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "cifarbench"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*starter, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=150, check=False
+        [*starter(), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=150, check=False
     )
 
 
@@ -52,6 +61,66 @@ def test_two_processes_train_like_one(runs_of_one_and_two):
         assert second["train_loss"] == pytest.approx(first["train_loss"], abs=1e-4)
         assert second["train_accuracy"] == pytest.approx(first["train_accuracy"], abs=3 / 864)
         assert second["val_loss"] == pytest.approx(first["val_loss"], abs=1e-4)
+
+
+def test_with_norms_exchanged_two_processes_train_like_one(tmp_path):
+    arguments = [*FP32, "trainer.sync_norm=true", "optim.lr=0.02"]
+    assert shell("train", *arguments, "hydra.run.dir=one", cwd=tmp_path).code == 0
+    done = torchrun("train", *arguments, "hydra.run.dir=two", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (load(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("one", "two"))
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, rtol=1e-2, atol=1e-3)
+    for first, second in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
+        assert second["train_loss"] == pytest.approx(first["train_loss"], abs=1e-3)
+
+
+def test_another_number_of_processes_is_refused(runs_of_one_and_two, tmp_path):
+    folder = shutil.copytree(runs_of_one_and_two / "two", tmp_path / "two")
+    manifest = manifest_of(folder)
+    (folder / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    ended = shell("train", *EXACT, "hydra.run.dir=two", cwd=tmp_path)
+    assert (ended.code, "by 2 processes" in ended.err) == (3, True)
+
+
+def wait_for(check, seconds=90):
+    deadline = time.monotonic() + seconds
+    while not check() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert check()
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The launcher's processes, first rank first."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return sorted(int(child) for child in children)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks through Linux's /proc")
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_rank_that_dies_ends_the_job_soon_and_a_restart_goes_on(tmp_path, restarts):
+    arguments = [*EXACT, "trainer.epochs=30", "trainer.checkpoint_every=1", "trainer.tensorboard=false"]
+    flags = [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
+    log = (tmp_path / "log").open("w")
+    job = subprocess.Popen(
+        [*starter(*flags), "train", *arguments, "hydra.run.dir=run"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log,
+    )  # fmt: skip
+    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "last.pt").exists())
+    os.kill(ranks_of(job.pid)[-1], signal.SIGKILL)
+    code = job.wait(timeout=120)
+    log.close()
+    state = load(tmp_path / "run" / "checkpoints" / "last.pt")
+    if restarts:
+        assert code == 0, (tmp_path / "log").read_text()[-3000:]
+        assert state["progress"]["epoch"] == 30
+        assert len(manifest_of(tmp_path / "run")["sessions"]) == 2
+    else:
+        assert code != 0
+        assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+        again = torchrun("train", *arguments, "hydra.run.dir=run", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr[-3000:]
+        assert load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["epoch"] == 30
 
 
 def test_a_bad_config_ends_all_processes(tmp_path):

@@ -1,4 +1,4 @@
-"""`cifarbench baseline knn`: a method that is not trained, scored as a run is: the test part opened once, and counted."""
+"""`cifarbench baseline knn`: a method that is not trained, scored as a run is, with one opening of the test part."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def rewrite(arguments: list[str]) -> list[str]:
         if any(argument.startswith(("-", "name=")) for argument in arguments):
             return arguments
         raise ConfigError(f"`cifarbench baseline` needs which one: {', '.join(BASELINES)}.")
-    index = arguments.index(words[0])
-    return [*arguments[:index], f"name={words[0]}", *arguments[index + 1 :]]
+    rest = list(arguments)
+    rest.remove(words[0])
+    return [*rest, f"name={words[0]}"]  # at the end: Hydra wants its overrides in one piece, after the flags
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:

@@ -22,7 +22,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     load_plugins(values.get("plugins") or [])
     config = load(SummaryConfig, values)
     from cifarbench.models.registry import build
-    from cifarbench.reporting.layers import print_summary, summarise, write_summary
+    from cifarbench.models.summary import summarise
+    from cifarbench.reporting.layers import print_summary, write_summary
 
     options = dataclasses.asdict(config.model)
     summary = summarise(options["name"], build(**options))

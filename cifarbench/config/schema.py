@@ -63,6 +63,7 @@ class TrainerConfig:
     early_stopping: int = key("Validations without a better accuracy before the run ends; 0: off.", ge=0)
     validate_every: int = key("Epochs between validations; 0: never.", unit="epochs", ge=0)
     checkpoint_every: int = key("Steps between checkpoints inside an epoch; 0: epoch ends only.", ge=0, neutral=True)
+    sync_norm: bool = key("Whether batch norm sees the batches of all processes; false: each its own.")
     precision: str = key("Number format of the passes; weights stay fp32.", choices=PRECISIONS)
     device: str = key("Where to compute.", choices=DEVICES, neutral=True)
     threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024, neutral=True)

@@ -24,6 +24,7 @@ from cifarbench.data.split import Parts
 _COARSE = 0.85  # correlation that the coarse pass asks for, whose pixels are averages of 4 x 4
 _BLOCK = 2_000  # images whose pairs are looked at together
 _SHIFT = 2  # px, to each side, in the fine pass
+_SLACK = 0.2  # what a pair may fall short of the threshold at half resolution
 _AROUND = 9  # px, the neighbourhood whose average is no detail
 
 
@@ -64,28 +65,30 @@ def _candidates(coarse: Tensor, mirrored: Tensor, start: int) -> Tensor:
 
 
 def _confirmed(images: Tensor, candidates: Tensor, threshold: float) -> list[Pair]:
+    """The candidate pairs (n, 2) whose detail is alike: those alike at half resolution are looked at in full."""
     pairs = []
     for some in candidates.split(4_096):
-        best = fine_correlation(images[some[:, 0]], images[some[:, 1]])
-        rows = zip(some.tolist(), best.tolist(), strict=True)
+        first, second = _detail(images[some[:, 0]]), _detail(images[some[:, 1]])
+        alike = best_correlation(F.avg_pool2d(first, 2), F.avg_pool2d(second, 2), shift=1) >= threshold - _SLACK
+        best = best_correlation(first[alike], second[alike], _SHIFT)
+        rows = zip(some[alike].tolist(), best.tolist(), strict=True)
         pairs += [Pair(first, second, round(value, 4)) for (first, second), value in rows if value >= threshold]
     return pairs
 
 
-def fine_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """The highest normalised correlation (n,) of the detail of image pairs over shifts up to 2 px and mirroring.
+def best_correlation(first: Tensor, second: Tensor, shift: int) -> Tensor:
+    """The highest normalised correlation (n,) of image pairs over shifts up to `shift` px and mirroring.
 
     Args:
-        first, second: (n, 3, 32, 32) uint8. The middle of `first` is held against each place of `second`.
+        first, second: (n, 3, H, W) float. The middle of `first` is held against each place of `second`.
+        shift: px, to each side.
     """
-    inner = slice(_SHIFT, -_SHIFT)
-    first, second = _detail(first), _detail(second)
-    middle = _unit(first[:, :, inner, inner])
-    size = first.shape[-1] - 2 * _SHIFT
+    size = first.shape[-1] - 2 * shift
+    middle = _unit(first[:, :, shift : shift + size, shift : shift + size])
     best = torch.full((len(first),), -1.0)
     for other in (second, second.flip(-1)):
-        for down in range(2 * _SHIFT + 1):
-            for right in range(2 * _SHIFT + 1):
+        for down in range(2 * shift + 1):
+            for right in range(2 * shift + 1):
                 window = _unit(other[:, :, down : down + size, right : right + size])
                 best = torch.maximum(best, (middle * window).sum(1))
     return best

@@ -21,7 +21,8 @@ _TIE = 1e-2  # all that nearness can add to a class's votes, below one vote
 class NearestNeighbours(nn.Module):
     """Images `(N, 3, 32, 32)` in 0..1 to logits `(N, 10)`, the logarithms of the classes' shares of the votes.
 
-    A tenth of a vote is added to every class, so that no share is zero. Ties go to the class with nearer neighbours.
+    A tenth of a vote is added to every class, so that no share is zero. A tie goes to the class with the nearest
+    neighbour.
 
     Args:
         images: (T, 3, 32, 32) uint8, the training images.
@@ -68,10 +69,11 @@ class NearestNeighbours(nn.Module):
 
 def vote(labels: Tensor, k: int, classes: int = 10) -> Tensor:
     """Logits (N, classes) of the first `k` of the neighbours' `labels` (N, K) int64, nearest first."""
-    nearness = torch.arange(k, 0, -1, device=labels.device) * (_TIE / (k * k))
-    ballots = (1 + nearness).expand(len(labels), -1)
+    # Each neighbour's extra is more than that of all farther ones together.
+    nearness = 0.5 ** torch.arange(1, k + 1, device=labels.device, dtype=torch.float64)
+    ballots = (1 + _TIE * nearness).expand(len(labels), -1)
     votes = ballots.new_zeros(len(labels), classes).scatter_add_(1, labels[:, :k], ballots)
-    return ((votes + 1 / classes) / (k + 1)).log()
+    return ((votes + 1 / classes) / (k + 1)).log().float()
 
 
 def accuracies(labels: Tensor, targets: Tensor, ks: Sequence[int]) -> dict[int, float]:

@@ -72,7 +72,7 @@ def print_checks(title: str, note: str, checks: list[Check], paths: list[str]) -
     failed = [check for check in checks if not check.passed]
     for check in failed:
         console.print(Text(f"\n{check.name}: {check.advice}", "yellow"))
-    verdict = f"[bold red]{len(failed)} of {len(checks)} checks failed[/]" if failed else "[bold green]all passed[/]"
-    console.print(f"\n{verdict}")
+    outcome = f"[bold red]{len(failed)} of {len(checks)} checks failed[/]" if failed else "[bold green]all passed[/]"
+    console.print(f"\n{outcome}")
     for path in paths:
         console.print(path, soft_wrap=True)

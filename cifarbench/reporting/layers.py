@@ -12,52 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import nn
 
-from cifarbench.models.layer_table import Row, layer_table, peaks, stages, warnings
 from cifarbench.runs import write_json, write_text
 
 _COSTS = ("parameters", "memory_kb", "flops")
 _UNITS = {"parameters": "parameters", "memory_kb": "memory", "flops": "FLOPs"}
 _NARROW = 96  # columns, below which the kind of a layer is left out
-
-
-def summarise(name: str, model: nn.Module, size: int = 32) -> dict[str, Any]:
-    """Everything that is shown or written about `model`, as plain values.
-
-    Returns:
-        model, image (px), parameters, trainable, memory_kb and flops in all, multiply_adds, receptive_field of the
-        last layer (px), layers, stages (by map size, with shares), peaks (the layer with the most) and warnings.
-    """
-    rows = layer_table(model, size)
-    parameters = list(model.parameters())
-    totals = {cost: sum(getattr(row, cost) for row in rows) for cost in _COSTS}
-    return {
-        "model": name,
-        "image": size,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "memory_kb": totals["memory_kb"],
-        "flops": totals["flops"],
-        "multiply_adds": totals["flops"] // 2,
-        "receptive_field": rows[-1].field if rows else None,
-        "layers": [_plain(row) for row in rows],
-        "stages": [
-            {
-                "map": place,
-                **{cost: entry[cost] for cost in _COSTS},
-                **{f"{cost}_share": entry[cost] / max(totals[cost], 1e-12) for cost in _COSTS},
-            }
-            for place, entry in stages(rows).items()
-        ],
-        "peaks": {cost: {"layer": row.layer, cost: getattr(row, cost)} for cost, row in peaks(rows).items()},
-        "warnings": warnings(rows, model, size),
-    }
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    names = ("layer", "kind", "shape", "parameters", "memory_kb", "flops", "field", "jump")
-    return {**{name: getattr(row, name) for name in names}, "shape": list(row.shape)}
 
 
 def write_summary(summary: dict[str, Any], folder: Path) -> list[Path]:
@@ -77,10 +37,10 @@ def print_summary(summary: dict[str, Any], width: int | None = None) -> None:
     """Print layers, stages, peaks and warnings; `width` in columns, else the terminal's."""
     console = Console(highlight=False, width=width or (None if sys.stdout.isatty() else 110))
     field = summary["receptive_field"]
+    console.print(f"[bold]{summary['model']}[/]   {summary['parameters']:,} parameters{_frozen(summary)}")
     console.print(
-        f"[bold]{summary['model']}[/]   {summary['parameters']:,} parameters"
-        f"{_frozen(summary)}, {_count(summary['flops'])}FLOP and {_memory(summary['memory_kb'])} of activations "
-        f"an image, receptive field {'unknown' if field is None else f'{field} px'}\n"
+        f"[dim]{_count(summary['flops'])}FLOP and {_memory(summary['memory_kb'])} of activations an image; "
+        f"receptive field {'unknown' if field is None else f'{field} px'}[/]\n"
     )
     console.print(_layers(summary, console.width >= _NARROW))
     console.print(_stages(summary))
@@ -92,8 +52,7 @@ def print_summary(summary: dict[str, Any], width: int | None = None) -> None:
 
 
 def _frozen(summary: dict[str, Any]) -> str:
-    frozen = summary["parameters"] - summary["trainable"]
-    return f" ({frozen:,} frozen)" if frozen else ""
+    return f" and {summary['frozen']:,} frozen ones" if summary["frozen"] else ""
 
 
 def _layers(summary: dict[str, Any], wide: bool) -> Table:

@@ -85,8 +85,21 @@ def join() -> World:
         return World()
     backend = "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= size else "gloo"
     # CPU tensors (decisions, objects) travel by gloo beside nccl's GPU tensors.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo")
+    kind = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
+    dist.init_process_group(kind, store=_store(), rank=int(os.environ["RANK"]), world_size=size)
     return World(dist.get_rank(), size, int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def _store() -> dist.Store:
+    """Where the processes find each other: torchrun's store, under a name of this attempt's own.
+
+    Under one name for all attempts, as torch 2.14 has it, a restarted process reads the addresses of the dead ones.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    is_hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_master = not is_hosted and os.environ["RANK"] == "0"
+    store = dist.TCPStore(host, port, int(os.environ["WORLD_SIZE"]), is_master)
+    return dist.PrefixStore(f"cifarbench/attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def leave(together: bool = False) -> None:

@@ -41,6 +41,7 @@ from cifarbench.training.distributed import World
 from cifarbench.training.observer import Observer, StepReport
 from cifarbench.training.phases import Phases
 from cifarbench.training.signals import StopRequest
+from cifarbench.training.sync_norm import synchronise_norms
 
 _CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where each look waits for the device
 
@@ -88,6 +89,8 @@ class Training:
         self.trainer = config.trainer
         layout = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
         self.model = model.to(setting.compute.device).to(memory_format=layout)
+        if self.trainer.sync_norm and setting.world.size > 1:
+            synchronise_norms(self.model)
         self.forward = torch.compile(self.model) if self.trainer.compile else self.model
         self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device, setting.compute.precision)
         self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")

@@ -153,6 +153,7 @@ def _resume(training: Training, config: TrainConfig, run: runs.RunDirectory) -> 
     for warning in warnings:
         training.observer.note(warning)
     check_same_run(state, config, training.setting.passport, path)
+    _check_same_world(state, training.setting.world, path)
     training.restore(state, path)
     for name, value in training.setting.passport["environment"].items():
         before = state["passport"].get("environment", {}).get(name)
@@ -162,6 +163,16 @@ def _resume(training: Training, config: TrainConfig, run: runs.RunDirectory) -> 
             )
     training.observer.note(f"resumed from {path.name} after step {training.progress.step}")
     return path.name
+
+
+def _check_same_world(state: dict[str, Any], world: World, path: Path) -> None:
+    """Refuse another number of processes: dropout and batch norm depend on who sees which image."""
+    before = state["passport"].get("environment", {}).get("processes", 1)
+    if before != world.size:
+        raise IntegrityError(
+            f"{path} was trained by {before} processes and there are {world.size} now, which would not go on exactly; "
+            f"start it with {before} again."
+        )
 
 
 def check_same_run(state: dict[str, Any], config: TrainConfig, passport: dict[str, Any], path: Path) -> None:
