@@ -13,7 +13,7 @@ from cifarbench.commands.lr_find import rate_overrides
 from cifarbench.data.load import load_images
 from cifarbench.data.split import split
 from cifarbench.errors import ConfigError
-from cifarbench.training.lr_range import Curve, longest_descent, range_test, suggestions
+from cifarbench.training.lr_range import Curve, deepest_fall, range_test, suggestions
 from cifarbench.training.probe import Losses, balanced, prepare
 
 NOWHERE = [argument for argument in TINY if not argument.startswith(("trainer.epochs", "trainer.progress"))]
@@ -85,11 +85,22 @@ def test_suggestions_on_a_curve_made_by_hand():
         ([3.0, 2.0, 1.0], (0, 2)),
         ([1.0, 3.0, 2.5, 2.0, 2.2], (1, 3)),
         ([2.0, 2.0], (0, 0)),
-        ([3.0, 4.0, 2.0, 1.0], (0, 3)),
+        ([5.0, 4.9, 4.8, 4.7, 9.0, 3.0, 10.0, 6.0], (4, 5)),  # a longer descent may be a shallow one
     ],
 )
-def test_longest_descent_by_hand(values, ends):
-    assert longest_descent(values) == ends
+def test_deepest_fall_by_hand(values, ends):
+    assert deepest_fall(values) == ends
+
+
+def test_a_curve_that_hardly_falls_is_said_to(cli, tmp_path):
+    result = cli("lr-find", *NOWHERE, "trainer.threads=1", "steps=20", "start=1e-9", "end=1e-8")
+    assert result.code == 0, result.err
+    report = json.loads(next(tmp_path.glob("outputs/lr-find/*.json")).read_text())
+    smoothed = [point["smoothed"] for point in report["points"]]
+    falls = [1 - later / value for index, value in enumerate(smoothed) for later in smoothed[index:]]
+    assert report["fall"] < 0.03
+    assert report["fall"] <= max(falls)
+    assert "these rates mean little" in result.out
 
 
 def test_only_training_images_are_read():

@@ -28,7 +28,8 @@ ALLOWED = {
     "tuning": set(),
     "leaderboard": {"data", "models", "evaluation", "training", "runs"},
     "reporting": {"tuning", "leaderboard", "compute", "data", "evaluation", "training", "runs", "sweeps"},
-    "commands": {"tuning", 
+    "commands": {
+        "tuning",
         "leaderboard",
         "export",
         "benchmark",

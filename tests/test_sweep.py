@@ -141,7 +141,7 @@ def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path):
 def test_jobs_side_by_side_share_the_cores(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
     arguments = [argument for argument in SMALL if not argument.startswith("trainer.threads")]
-    side = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=side"]
+    side = ["hydra/launcher=processes", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=side"]
     ended = shell("train", "-m", *arguments, "seed=1,2,3", "optim.lr=0.1", *side, cwd=tmp_path)
     assert ended.code == 0, ended.err
     jobs = [path.parent for path in (tmp_path / "side").glob("*/run.json")]
@@ -150,3 +150,25 @@ def test_jobs_side_by_side_share_the_cores(tmp_path):
     one = shell("train", *SMALL, "seed=3", "optim.lr=0.1", "hydra.run.dir=alone", cwd=tmp_path)
     assert one.code == 0
     assert weights(tmp_path / "side" / "2-seed=3") == weights(tmp_path / "alone")
+
+
+def test_jobs_go_through_the_cluster_launcher(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs hydra-submitit-launcher")
+    arguments = ["train", "-m", *SMALL, "optim.lr=0.1,-1", "hydra/launcher=local_cluster", "hydra.sweep.dir=far"]
+    ended = shell(*arguments, cwd=tmp_path)
+    assert ended.code == 1, ended.err
+    assert {job["label"]: job["status"] for job in jobs_of(tmp_path / "far")} == {
+        "optim.lr=0.1": "done",
+        "optim.lr=-1": "failed",
+    }
+    assert "`optim.lr` is -1" in ended.out
+
+
+def test_the_slurm_launcher_composes(cli):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs hydra-submitit-launcher")
+    shown = cli(
+        "train", "-m", *SMALL, "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra"
+    )
+    assert shown.code == 0, shown.err
+    assert "SlurmLauncher" in shown.out
+    assert "partition: gpu" in shown.out

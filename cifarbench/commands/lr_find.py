@@ -27,7 +27,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     from cifarbench.reporting.figures import save
     from cifarbench.reporting.rates import print_suggestions, rate_figure
     from cifarbench.reporting.results import caption
-    from cifarbench.training.lr_range import range_test, suggestions
+    from cifarbench.training.lr_range import fall, range_test, suggestions
     from cifarbench.training.probe import Losses, prepare
 
     data = load_images(config.data, print)
@@ -50,6 +50,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
         "batch_size": config.trainer.batch_size,
         "seed": config.seed,
         "ended": curve.ended,
+        "fall": fall(curve),
         "suggestions": found,
         "overrides": commands,
         "override": commands[_CHOSEN],

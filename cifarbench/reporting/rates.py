@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 _INK, _SOFT, _LINE = "#1f2933", "#7b8794", "#2563a8"
+_FLAT = 0.03  # share of the loss; less of a fall is hardly more than noise
 _COLOURS = {"valley": "#2f855a", "steepest": "#b7791f", "minimum_tenth": "#9b2c5f"}
 _WORDS = {
-    "valley": "where half of the longest descent's fall is done",
+    "valley": "where half of the deepest fall is done",
     "steepest": "where the loss falls fastest",
     "minimum_tenth": "a tenth of the rate with the lowest loss",
 }
@@ -64,5 +65,8 @@ def print_suggestions(title: str, note: str, report: dict[str, Any], paths: list
         table.add_row(name.replace("_tenth", "/10"), f"{rate:g}", _WORDS[name], style="bold" if is_chosen else "")
     console.print(table)
     console.print(f"\nuse: [bold green]{report['override']}[/]")
+    if report["fall"] < _FLAT:
+        share = f"{report['fall']:.1%}"
+        console.print(f"[yellow]! the loss fell by {share} only, so these rates mean little; take more `steps`.[/]")
     for path in paths:
         console.print(path, soft_wrap=True)

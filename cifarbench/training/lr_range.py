@@ -78,15 +78,16 @@ def suggestions(curve: Curve) -> dict[str, float]:
 
     Returns:
         steepest: where the smoothed loss falls fastest over the logarithm of the rate. minimum_tenth: a tenth of the
-        rate with the lowest loss. valley: where half of the longest descent's fall is done.
+        rate with the lowest loss. valley: where half of the deepest fall is done.
     """
     lowest = int(np.argmin(curve.smoothed))
     slopes = np.gradient(curve.smoothed, np.log(curve.rates))
     falling = slice(_SETTLING, max(lowest, _SETTLING + 1))
     steepest = _SETTLING + int(np.argmin(slopes[falling]))
-    first, last = longest_descent(curve.smoothed)
+    first, last = deepest_fall(curve.smoothed)
     half = (curve.smoothed[first] + curve.smoothed[last]) / 2
-    valley = next(index for index in range(first, last + 1) if curve.smoothed[index] <= half)
+    above = [index for index in range(first, last) if curve.smoothed[index] > half]
+    valley = above[-1] + 1 if above else last  # the last crossing: noise may cross before
     return {
         "steepest": curve.rates[steepest],
         "minimum_tenth": curve.rates[lowest] / 10,
@@ -94,12 +95,13 @@ def suggestions(curve: Curve) -> dict[str, float]:
     }
 
 
-def longest_descent(values: list[float]) -> tuple[int, int]:
-    """First and last index of the longest subsequence whose values fall, values between them being left out."""
-    length, first = [1] * len(values), list(range(len(values)))
-    for index, value in enumerate(values):
-        for before in range(index):
-            if values[before] > value and length[before] >= length[index]:
-                length[index], first[index] = length[before] + 1, first[before]
-    last = int(np.argmax(length))
-    return first[last], last
+def fall(curve: Curve) -> float:
+    """How far the smoothed loss fell, as a share of where its deepest fall began."""
+    first, last = deepest_fall(curve.smoothed)
+    return 1 - curve.smoothed[last] / curve.smoothed[first]
+
+
+def deepest_fall(values: list[float]) -> tuple[int, int]:
+    """First and last index of the largest drop from one value to a later one."""
+    last = int(np.argmax(np.maximum.accumulate(values) - values))
+    return int(np.argmax(values[: last + 1])), last
