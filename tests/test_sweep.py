@@ -166,9 +166,7 @@ def test_jobs_go_through_the_cluster_launcher(tmp_path):
 
 def test_the_slurm_launcher_composes(cli):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs hydra-submitit-launcher")
-    shown = cli(
-        "train", "-m", *SMALL, "seed=1,2", "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra"
-    )
+    shown = cli("train", *SMALL, "hydra/launcher=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra")
     assert shown.code == 0, shown.err
     assert "SlurmLauncher" in shown.out
     assert "partition: gpu" in shown.out

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cifarbench.benchmark.machine import synchronise
-from cifarbench.compute import Compute, choose_compute, make_deterministic
+from cifarbench.compute import Compute
 from cifarbench.config.schema import TrainConfig
-from cifarbench.data.augment import normalise
 from cifarbench.data.random import Draws
-from cifarbench.data.split import Parts, channel_statistics
+from cifarbench.data.split import Parts
 from cifarbench.models.flops import count_flops
-from cifarbench.models.whitening import SAMPLE, fit_stems
-from cifarbench.training.clock import Clock
-from cifarbench.training.distributed import World
-from cifarbench.training.loop import Setting, Training
 from cifarbench.training.observer import Observer
-from cifarbench.training.session import build_model
+from cifarbench.training.probe import prepare
 
 _LATE = 0.9  # share of the run: at full resolution, whatever it started with
 
@@ -41,19 +34,10 @@ class Contender:
 
     def __init__(self, label: str, config: TrainConfig, parts: Parts, observer: Observer) -> None:
         self.label, self.config = label, config
-        trainer = config.trainer
-        compute = choose_compute(trainer.device, trainer.precision, trainer.threads)
-        make_deterministic(trainer.deterministic)
-        statistics = channel_statistics(parts.train.images)
-        model = build_model(config)
-        fit_stems(model, normalise(parts.train.images[:SAMPLE], *statistics))
-        self.flops = count_flops(model)
-        train = parts.train.to(compute.device)
-        nowhere = Path(os.devnull)  # a timed loop keeps no checkpoints
-        setting = Setting(train, None, statistics, compute, World(), Clock(), {}, nowhere)
-        self.training = Training(config, model, setting, observer)
-        self.training.model.train()
-        self.batch = torch.arange(min(trainer.batch_size, len(train)), device=compute.device)
+        self.training = prepare(config, parts, observer)
+        self.flops = count_flops(self.training.model)
+        trainer, train = config.trainer, self.training.setting.train
+        self.batch = torch.arange(min(trainer.batch_size, len(train)), device=self.compute.device)
         self.micro = trainer.micro_batch or len(self.batch)
 
     @property

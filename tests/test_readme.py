@@ -1,0 +1,65 @@
+"""The README's commands are real: every verb, group and key in its code blocks exists and composes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cifarbench.cli import VERBS
+from cifarbench.commands.hydra_app import compose, conf_dir
+from cifarbench.commands.sweep import rewrite
+from cifarbench.config.load import VERBS as KEYS
+from cifarbench.config.load import load
+from cifarbench.config.schema import TrainConfig
+
+TEXT = (Path(__file__).parents[1] / "README.md").read_text()
+PLACEHOLDERS = re.compile(r"DIR|…|HOST|SHARED|mynet")
+
+
+def commands() -> list[list[str]]:
+    """Every line of a code block that calls cifarbench, as words, without its comment."""
+    blocks = re.findall(r"^```\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    found = [shlex.split(line, comments=True) for line in lines if "cifarbench" in line]
+    return [words[words.index("cifarbench") + 1 :] for words in found if "cifarbench" in words]
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) > 25
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_the_verb_exists(words):
+    assert words[0] in VERBS
+
+
+COMPOSED = [words for words in commands() if words[0] in ("train", "summary", "sanity", "lr-find", "tune", "bench")]
+COMPOSED = [words for words in COMPOSED if not PLACEHOLDERS.search(" ".join(words))]
+
+
+@pytest.mark.parametrize("words", COMPOSED, ids=" ".join)
+def test_its_overrides_compose(words, cli):
+    verb, *rest = words
+    arguments = rewrite(rest) if verb == "train" else rest
+    if any(word.startswith("hydra/launcher=slurm") for word in arguments):
+        pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs hydra-submitit-launcher")
+    if "-m" in arguments:
+        listed = cli("train", *arguments, "sweep.dry_run=true")
+        assert listed.code == 0, listed.err
+        return
+    values = compose(verb, arguments)
+    if verb in ("train", "sanity", "lr-find", "tune", "bench"):
+        load(TrainConfig, {name: value for name, value in values.items() if name in TrainConfig.__dataclass_fields__})
+
+
+@pytest.mark.parametrize("group", ["model", "augment", "optim", "scheduler", "data", "split", "trainer", "experiment"])
+def test_the_groups_table_lists_every_option(group):
+    (row,) = (line for line in TEXT.splitlines() if line.startswith(f"| `{group}` |"))
+    assert set(re.findall(r"`(\w+)`", row.split("|")[2])) == {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+
+
+def test_every_verb_is_mentioned():
+    assert [verb for verb in KEYS if f"cifarbench {verb}" not in TEXT] == []
