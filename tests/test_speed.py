@@ -1,4 +1,4 @@
-"""What the fast recipes add to a run: growing resolution, a frozen stem, tail averages, whitening, views at the test."""
+"""What the fast recipes add to a run: growing resolution, a frozen stem, tail averages, whitening, several views."""
 
 from __future__ import annotations
 
