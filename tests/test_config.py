@@ -12,6 +12,7 @@ from cifarbench.commands.hydra_app import compose, conf_dir
 from cifarbench.config.keys import build, key
 from cifarbench.config.load import CHOICES, VERBS, differences, load, to_plain
 from cifarbench.config.schema import TrainConfig
+from cifarbench.config.tune import TuneVerbConfig
 from cifarbench.errors import ConfigError
 
 CONF = conf_dir()
@@ -42,8 +43,9 @@ def test_every_group_of_the_contract_has_its_options():
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_passes_its_checks(group, option):
-    config = load(TrainConfig, compose("train", [f"{group}={option}"]))
-    assert load(TrainConfig, to_plain(config)) == config
+    verb, kind = ("tune", TuneVerbConfig) if group == "tune" else ("train", TrainConfig)
+    config = load(kind, compose(verb, [f"{group}={option}"]))
+    assert load(kind, to_plain(config)) == config
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

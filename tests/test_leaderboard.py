@@ -255,7 +255,7 @@ def test_another_config_file_and_another_checkpoint_are_found(cli, run):
 def test_the_split_and_the_limit_are_the_tutors_choice(cli, run):
     assert cli("verify", str(run), "limit=null").code == 3
     assert verdicts(run)["5     time limit"] == "kept"
-    assert cli("verify", str(run), "protocol=official", "limit=1s").code == 3
+    assert cli("verify", str(run), "protocol=official", "limit=0.001s").code == 3
     found = verdicts(run)
     assert (found["2     the last 20 % is for testing"], found["5     time limit"]) == ("broken", "broken")
 
