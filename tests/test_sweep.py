@@ -110,32 +110,38 @@ def wait_until(check, seconds=90):
     assert check()
 
 
-def test_a_sweep_killed_twice_ends_as_if_it_had_not_been(tmp_path):
-    arguments = ["train", "-m", *SMALL, "trainer.epochs=3", "trainer.checkpoint_every=1", "optim.lr=0.1,-1", "seed=1,2"]
+def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(tmp_path):
+    lasting = ["trainer.epochs=2", "trainer.checkpoint_every=1"]
+    arguments = ["train", "-m", *SMALL, *lasting, "optim.lr=0.1,0.2,0.3,-1", "seed=1,2,3"]
     assert shell(*arguments, "hydra.sweep.dir=whole", cwd=tmp_path).code == 1
-    killed = tmp_path / "killed"
-    for number in (0, 1):
+    killed, labels = tmp_path / "killed", [job["label"] for job in jobs_of(tmp_path / "whole")]
+    names = [f"{number}-{label.replace(', ', ',')}" for number, label in enumerate(labels)]
+    for number in (1, 5):
         log = (tmp_path / f"log{number}").open("w")
         sweep = subprocess.Popen(command(*arguments, "hydra.sweep.dir=killed"), cwd=tmp_path, stdout=log, stderr=log)
         log.close()
-        job = killed / f"{number}-optim.lr=0.1,seed={number + 1}"
+        job = killed / names[number]
         wait_until(lambda job=job: (job / "checkpoints" / "last.pt").exists())
         sweep.send_signal(signal.SIGKILL)
         sweep.wait()
-    started = {path: path.stat().st_mtime_ns for path in killed.glob("*/checkpoints/best.pt")}
+    before = {path: path.read_bytes() for path in killed.glob("*/test.json")}
+    assert 4 <= len(before) < 9
     ended = shell(*arguments, "hydra.sweep.dir=killed", cwd=tmp_path)
     assert ended.code == 1, ended.err
-    assert started.keys() <= set(killed.glob("*/checkpoints/best.pt"))
-    for number, seed in ((0, 1), (1, 2)):
-        name = f"{number}-optim.lr=0.1,seed={seed}"
-        assert weights(killed / name) == weights(tmp_path / "whole" / name)
-        assert manifest_of(killed / name)["test"]["openings"] == 1
+    assert "3 of 12 jobs failed" in ended.err
+    done = [path.parent for path in killed.glob("*/test.json")]
+    assert len(done) == 9
+    assert {path: path.read_bytes() for path in before} == before  # nothing was trained again
+    for job in done:
+        assert weights(job) == weights(tmp_path / "whole" / job.name)
+        assert manifest_of(job)["test"]["openings"] == 1
+        assert len(rows_of(job)) == 2
 
     def table(sweep):
         return [{name: value for name, value in job.items() if name != "seconds"} for job in jobs_of(sweep)]
 
     assert table(killed) == table(tmp_path / "whole")
-    assert [job["status"] for job in jobs_of(killed)] == ["done", "done", "failed", "failed"]
+    assert [job["status"] for job in jobs_of(killed)] == ["done"] * 9 + ["failed"] * 3
 
 
 def test_jobs_side_by_side_share_the_cores(tmp_path):
