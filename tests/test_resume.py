@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, command, manifest_of, rows_of, shell
+from conftest import TINY, command, manifest_of, rows_of, shell, tiny_config
 
 from cifarbench.training.checkpoint import load, tensor_hash
 
@@ -189,3 +189,30 @@ def test_a_second_sigint_ends_at_once_and_the_old_checkpoint_stays(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 130
     assert state(tmp_path / "run")["progress"]["step"] >= 3
+
+
+def test_a_kill_between_the_last_step_and_the_end_of_its_epoch_leaves_the_same_row(tmp_path):
+    """The checkpoint of an epoch's last step is all that is left; its row is written after the resume."""
+    from test_training import fit
+
+    from cifarbench.training.loop import Training
+
+    class KilledError(Exception):
+        pass
+
+    config = tiny_config("trainer.checkpoint_every=7", "trainer.epochs=2", "trainer.threads=1")
+    fit(config, tmp_path / "whole")
+    end_epoch = Training._end_epoch
+    with pytest.MonkeyPatch.context() as patch:
+
+        def die(training):
+            if training.progress.epoch == 1:
+                raise KilledError
+            end_epoch(training)
+
+        patch.setattr(Training, "_end_epoch", die)
+        with pytest.raises(KilledError):
+            fit(config, tmp_path / "killed")
+    fit(config, tmp_path / "killed")
+    killed, whole = (state(tmp_path / name)["progress"]["rows"][1]["lr"] for name in ("killed", "whole"))
+    assert killed == whole > 0

@@ -107,7 +107,6 @@ class Training:
         self.plateau = Plateau(config.scheduler if isinstance(config.scheduler, PlateauConfig) else None)
         self.augment = Augment(config.augment, *setting.statistics, channels_last=self.trainer.channels_last)
         self.progress = Progress()
-        self.lr = 0.0
         self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
         self.unchecked: list[tuple[int, float, Tensor]] = []
 
@@ -206,8 +205,12 @@ class Training:
         scale = self.factor(share) * self.plateau.scale
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
-        self.lr = self.config.optim.lr * scale
-        return self.lr
+        return self._rate()
+
+    def _rate(self) -> float:
+        """The learning rate now, that of the first group: read from the optimizer, whose state outlives a kill."""
+        group = self.optimizer.param_groups[0]
+        return group["lr"] / group["initial_lr"] * self.config.optim.lr
 
     # --- the end of an epoch -------------------------------------------------------------------------------------
 
@@ -244,7 +247,7 @@ class Training:
         return {
             "epoch": progress.epoch,
             "step": progress.step,
-            "lr": self.lr,
+            "lr": self._rate(),
             "train_loss": loss_sum / seen,
             "train_accuracy": right / seen,
             "val_loss": val_loss,
