@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -89,6 +90,14 @@ def rows_of(run: Path) -> list[dict]:
     """The rows of metrics.jsonl without what the clock wrote."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in rows]
+
+
+def wait_until(check: Callable[[], bool], seconds: float = 90) -> None:
+    """Wait until `check` holds, and fail where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not check() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert check()
 
 
 def manifest_of(run: Path) -> dict:

@@ -8,12 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, manifest_of, rows_of, shell
+from conftest import TINY, manifest_of, rows_of, shell, wait_until
 
 from cifarbench.training.checkpoint import load
 from cifarbench.training.distributed import World
@@ -83,13 +82,6 @@ def test_another_number_of_processes_is_refused(runs_of_one_and_two, tmp_path):
     assert (ended.code, "by 2 processes" in ended.err) == (3, True)
 
 
-def wait_for(check, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not check() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert check()
-
-
 def ranks_of(launcher: int) -> list[int]:
     """The launcher's processes, first rank first."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
@@ -106,7 +98,7 @@ def test_a_rank_that_dies_ends_the_job_soon_and_a_restart_goes_on(tmp_path, rest
         [*starter(*flags), "train", *arguments, "hydra.run.dir=run"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log,
     )  # fmt: skip
-    wait_for(lambda: (tmp_path / "run" / "checkpoints" / "last.pt").exists())
+    wait_until(lambda: (tmp_path / "run" / "checkpoints" / "last.pt").exists())
     os.kill(ranks_of(job.pid)[-1], signal.SIGKILL)
     code = job.wait(timeout=120)
     log.close()

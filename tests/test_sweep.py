@@ -7,10 +7,9 @@ import io
 import json
 import signal
 import subprocess
-import time
 
 import pytest
-from conftest import TINY, command, manifest_of, rows_of, shell
+from conftest import TINY, command, manifest_of, rows_of, shell, wait_until
 
 from cifarbench.commands.sweep import rewrite
 from cifarbench.errors import ConfigError
@@ -101,13 +100,6 @@ def test_a_bad_repeat_is_refused(bad):
 def test_an_unknown_sweep_key_is_refused(cli):
     ended = cli("train", "-m", *SMALL, "sweep.dryrun=true")
     assert (ended.code, "sweep.dry_run" in ended.err) == (2, True)
-
-
-def wait_until(check, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not check() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert check()
 
 
 def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(tmp_path):

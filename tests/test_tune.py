@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import time
 
 import pytest
 import yaml
-from conftest import TINY, command, manifest_of, shell
+from conftest import TINY, command, manifest_of, shell, wait_until
 
 from cifarbench.config.tune import dimension
 from cifarbench.errors import ConfigError
@@ -74,19 +73,12 @@ def test_a_grid_is_walked_once(cli, tmp_path):
     assert len(seen) == 4
 
 
-def wait_until(check, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not check() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert check()
-
-
 def test_two_workers_one_killed_and_the_study_is_whole(tmp_path):
     arguments = ["tune", *SMALL, "trainer.epochs=6", "tune.trials=5", "tune.pruner=none", "tune.patience=3"]
     study = tmp_path / "outputs" / "tune" / "s"
     log = (tmp_path / "log").open("w")
     victim = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=log, stderr=log)
-    wait_until(lambda: (study / "trial-0" / "checkpoints" / "last.pt").exists())
+    wait_until(lambda: (study / "trial-0" / "checkpoints" / "last.pt").exists(), seconds=60)
     other = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=log, stderr=log)
     victim.send_signal(signal.SIGKILL)
     victim.wait()

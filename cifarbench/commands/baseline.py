@@ -87,14 +87,7 @@ def _begin(
 ) -> None:
     holder.begin(
         dataset={"name": data.name, "fingerprint": data.fingerprint},
-        split={
-            "name": parts.name,
-            "trainable": parts.trainable,
-            "train": len(parts.train),
-            "val": len(parts.val) if parts.val else 0,
-            "test": len(parts.test),
-            "fingerprint": parts.fingerprint,
-        },
+        split=parts.record(),
         # An image costs a product with every training image.
         model={"name": config.name, "parameters": 0, "flops": 2 * len(parts.train) * parts.train.images[0].numel()},
         seed=None,

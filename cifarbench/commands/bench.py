@@ -15,11 +15,6 @@ from cifarbench.errors import ConfigError, ResourceError
 from cifarbench.runs import shown_path, write_json
 
 
-def rewrite(arguments: list[str]) -> list[str]:
-    """The arguments as they are: nothing of them needs Hydra's help."""
-    return arguments
-
-
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     """Measure what `values` asks for, print a table, and write bench.json into `directory`."""
     load_plugins(values.get("plugins") or [])

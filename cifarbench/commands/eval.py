@@ -12,11 +12,6 @@ from cifarbench.config.schema import EvalConfig
 from cifarbench.errors import ConfigError, IntegrityError
 
 
-def rewrite(arguments: list[str]) -> list[str]:
-    """The arguments as they are: nothing of them needs Hydra's help."""
-    return arguments
-
-
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     """Score what `values` names, print the result, and keep it in the run's folder `eval/`."""
     load_plugins(values.get("plugins") or [])

@@ -40,7 +40,8 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     """
     if any(argument.split("=")[0] == "--experimental-rerun" for argument in arguments):
         raise ConfigError("--experimental-rerun would unpickle a file, which could run code; use trainer.resume=DIR.")
-    arguments = command_of(verb).rewrite(arguments)
+    rewrite = getattr(command_of(verb), "rewrite", None)  # of verbs whose command line is more than Hydra's grammar
+    arguments = rewrite(arguments) if rewrite else arguments
     load_plugins(plugins_in(arguments))
     if any(argument in ("--help", "-h") for argument in arguments):
         from cifarbench.commands.help import show_help

@@ -13,11 +13,6 @@ from cifarbench.runs import shown_path, write_json
 _CHOSEN = "valley"
 
 
-def rewrite(arguments: list[str]) -> list[str]:
-    """The arguments as they are: nothing of them needs Hydra's help."""
-    return arguments
-
-
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     """Test the range, print the suggestions, and write the curve as PNG and JSON; nothing else is kept."""
     load_plugins(values.get("plugins") or [])

@@ -12,11 +12,6 @@ from cifarbench.config.load import load
 from cifarbench.runs import shown_path, write_json
 
 
-def rewrite(arguments: list[str]) -> list[str]:
-    """The arguments as they are: nothing of them needs Hydra's help."""
-    return arguments
-
-
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     """Run the checks, print them as a table, and write JSON and pictures into `out`; nothing else is kept."""
     load_plugins(values.get("plugins") or [])

@@ -12,11 +12,6 @@ from cifarbench.config.load import load
 from cifarbench.runs import shown_path
 
 
-def rewrite(arguments: list[str]) -> list[str]:
-    """The arguments as they are: nothing of them needs Hydra's help."""
-    return arguments
-
-
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     """Print the layer table, and write it as JSON and CSV where `out` names a folder."""
     load_plugins(values.get("plugins") or [])

@@ -74,6 +74,17 @@ class Parts:
         """How many images are trainable: train and validation together."""
         return len(self.train) + (len(self.val) if self.val else 0)
 
+    def record(self) -> dict[str, str | int]:
+        """What run.json says of the split: its name, the size of each part, its fingerprint."""
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "train": len(self.train),
+            "val": len(self.val) if self.val else 0,
+            "test": len(self.test),
+            "fingerprint": self.fingerprint,
+        }
+
 
 def split(data: ImageSet, config: SplitConfig) -> Parts:
     """Split `data` as `config` says; validation is stratified and drawn by `config.seed` alone.

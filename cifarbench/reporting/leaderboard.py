@@ -17,6 +17,7 @@ from rich.text import Text
 from cifarbench.evaluation.comparison import Comparison
 from cifarbench.leaderboard.judge import Check
 from cifarbench.leaderboard.ranking import Board, Group, Verdict
+from cifarbench.reporting.console import duration
 from cifarbench.runs import shown_path, write_json, write_text
 
 _HEADINGS = {"test": "test accuracy", "val": "validation accuracy"}
@@ -85,7 +86,7 @@ def _cells(group: Group, label: str) -> list[str]:
         "–" if group.official is None else f"{group.official:.2%}",
         f"{first.parameters:,}",
         f"{first.flops / 1e6:,.0f}",
-        "–" if group.seconds is None else _duration(group.seconds),
+        "–" if group.seconds is None else duration(group.seconds),
     ]
 
 
@@ -170,8 +171,3 @@ def print_checks(home: Path, checks: Sequence[Check]) -> None:
         table.add_row(Text(check.verdict, _STYLES[check.verdict]), check.rule, Text(check.reason, overflow="fold"))
     console.print(Text(shown_path(home), "bold"), soft_wrap=True)
     console.print(table)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from cifarbench.reporting.console import duration
 from cifarbench.runs import shown_path, write_json, write_text
 from cifarbench.sweeps import Job
 
@@ -54,7 +55,7 @@ def watch(directory: Path, jobs: Callable[[], list[Job]]) -> Iterator[None]:
 def _live(directory: Path, jobs: Sequence[Job], already: int, elapsed: float) -> Group:
     done = sum(job.status in ("done", "failed") for job in jobs)
     fresh = done - already
-    left = "" if fresh < 1 else f", about {_duration(elapsed / fresh * (len(jobs) - done))} left"
+    left = "" if fresh < 1 else f", about {duration(elapsed / fresh * (len(jobs) - done))} left"
     return Group(jobs_table(jobs), Text(f" {done} of {len(jobs)} jobs ended{left}   {shown_path(directory)}", "dim"))
 
 
@@ -72,7 +73,9 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
         results = _percent(job.val_accuracy), _percent(job.test_accuracy)
         mark = " best" if job is best else ""
         status = Text(job.status + mark, _STYLES[job.status])
-        table.add_row(str(job.number), job.label, status, epochs, *results, _duration(job.seconds))
+        table.add_row(
+            str(job.number), job.label, status, epochs, *results, "–" if job.seconds is None else duration(job.seconds)
+        )
     return table
 
 
@@ -127,10 +130,3 @@ def _best(jobs: Sequence[Job]) -> Job | None:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.2%}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -210,14 +210,7 @@ def _begin(
     sessions = [*run.manifest.get("sessions", []), {"started": _now(), "resumed_from": resumed, **environment}]
     run.begin(
         dataset={"name": data.name, "fingerprint": data.fingerprint},
-        split={
-            "name": parts.name,
-            "trainable": parts.trainable,
-            "train": len(parts.train),
-            "val": len(parts.val) if parts.val else 0,
-            "test": len(parts.test),
-            "fingerprint": parts.fingerprint,
-        },
+        split=parts.record(),
         model={"name": config.model.name, **facts},
         seed=config.seed,
         identity=identity(config),
