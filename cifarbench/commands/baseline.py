@@ -46,6 +46,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
 
 def _score(config: BaselineConfig, holder: runs.RunDirectory, started: float) -> None:
     from cifarbench.compute import choose_compute, describe
+    from cifarbench.data.duplicates import test_duplicates
     from cifarbench.data.load import load_images
     from cifarbench.data.split import split
     from cifarbench.evaluation.metrics import score
@@ -70,7 +71,8 @@ def _score(config: BaselineConfig, holder: runs.RunDirectory, started: float) ->
     portion = parts.test.open()
     print(f"k = {model.k}: scoring {len(portion):,} test images", flush=True)
     logits = predict(model, portion.images.to(compute.device), RAW, compute).cpu()
-    report = {**score(logits, portion.targets, data.classes, parts.test.official), "tta": "none"}
+    duplicates = test_duplicates(parts, data.fingerprint)
+    report = {**score(logits, portion.targets, data.classes, parts.test.official, duplicates), "tta": "none"}
     write_results(holder, data, Outcome(report, logits, parts, "none", model))
     holder.update(status="completed", timing={"cold": round(time.monotonic() - started, 3)})
     _show(config, holder, report, f"{data.name}, split {parts.name}")
