@@ -34,6 +34,7 @@ def record(accuracy, seed=0, recipe="a", dataset="cifar10", split="last20", open
             "parameters": 10,
             "flops": 20,
             "test_images": 12_000,
+            "val_images": 100,
             "test_accuracy": accuracy,
             "official_accuracy": None,
             "val_accuracy": accuracy,
@@ -83,6 +84,7 @@ def test_intervals_by_hand():
     assert (low, high) == (pytest.approx(0.92 - half), pytest.approx(0.92 + half))
     low, high = interval([0.5], 100)
     assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))  # Wilson, 50 of 100
+    assert group([record(0.5)], "val").interval == (low, high)  # of the 100 validation images, not the 12,000
 
 
 def test_noise_is_called_noise_in_nineteen_of_twenty():

@@ -31,6 +31,7 @@ class Record:
     parameters: int
     flops: int
     test_images: int
+    val_images: int
     test_accuracy: float | None
     official_accuracy: float | None
     val_accuracy: float | None
@@ -87,6 +88,7 @@ def read(directory: Path) -> Record | None:
             parameters=int(model["parameters"]),
             flops=int(model["flops"]),
             test_images=int(manifest["split"]["test"]),
+            val_images=int(manifest["split"]["val"]),
             test_accuracy=_share(test.get("accuracy")),
             official_accuracy=_share(test.get("accuracy_official")),
             val_accuracy=_share(best.get("val_accuracy")),
