@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from cifarbench.config.history import complete
 from cifarbench.errors import ConfigError, IntegrityError
 
 SCHEMA = 1
@@ -148,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(_read_small(path))
+        values = _from_json(_read_small(path))
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: {error}.") from error
     if not isinstance(values, dict):
@@ -157,7 +159,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of config.yaml; ConfigError where the directory is no run, IntegrityError where it is damaged."""
+    """The content of config.yaml, with the keys that came after it was written.
+
+    Raises:
+        ConfigError: the directory is no run.
+        IntegrityError: the file is damaged.
+    """
     path = directory / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{directory} is no run directory: it has no config.yaml.")
@@ -167,7 +174,7 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is damaged: {str(error).splitlines()[0]}.") from error
     if not isinstance(values, dict):
         raise IntegrityError(f"{path} is damaged: it holds no keys.")
-    return values
+    return complete(values)
 
 
 def count_opening(directory: Path) -> None:
@@ -187,7 +194,7 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        rows = [json.loads(line) for line in _read_small(path).splitlines() if line.strip()]
+        rows = [_from_json(line) for line in _read_small(path).splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is damaged: {error}.") from error
     if not all(isinstance(row, dict) for row in rows):
@@ -228,6 +235,18 @@ def _passport(directory: Path) -> dict[str, tuple[str, str]]:
             raise IntegrityError(f"{directory / 'run.json'} names no {part} fingerprint; it is no run of cifarbench.")
         found[part] = (name, mark)
     return found
+
+
+def _from_json(text: str) -> Any:
+    """What a JSON text says; ValueError for a number that is not finite, which JSON lacks and no record of ours has."""
+    return json.loads(text, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is no finite number")
+    return number
 
 
 def _read_small(path: Path) -> str:

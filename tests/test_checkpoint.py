@@ -32,6 +32,7 @@ from cifarbench.data.split import channel_statistics, split
 from cifarbench.errors import IntegrityError
 from cifarbench.training import checkpoint
 from cifarbench.training.checkpoint import load, load_optimizer, load_weights, newest_valid, save, tensor_hash
+from cifarbench.training.migrations import SCHEMA
 from cifarbench.training.session import build_model
 
 MARK = b"cifarbench-sha256:"
@@ -129,7 +130,7 @@ def test_what_was_saved_is_loaded(path):
     before = state()
     save(before, path)
     after = load(path)
-    assert after["schema"] == 1
+    assert after["schema"] == SCHEMA
     assert tensor_hash(after["model"]) == tensor_hash(before["model"])
     assert torch.equal(after["rng"]["torch"], before["rng"]["torch"])
     for part in ("scheduler", "ema", "progress", "config", "passport"):
@@ -173,7 +174,7 @@ def test_saving_leaves_one_file_in_the_folder(good, path):
 
 
 def test_loaded_tensors_lie_on_the_cpu_wherever_they_were_saved(path):
-    content = rezipped({"schema": 1, **state()})
+    content = rezipped({"schema": SCHEMA, **state()})
     archive = zipfile.ZipFile(io.BytesIO(content))
     elsewhere = archive.read("archive/data.pkl").replace(b"cpu", b"mps")
     assert elsewhere != archive.read("archive/data.pkl")
@@ -217,7 +218,7 @@ def test_a_file_that_was_not_written_whole_is_refused(good, path, damage):
 
 
 def test_what_torch_saves_without_a_checksum_is_refused(path):
-    assert_refused(path, saved({"schema": 1, **state()}), "ends without its checksum")
+    assert_refused(path, saved({"schema": SCHEMA, **state()}), "ends without its checksum")
 
 
 def test_damage_that_carries_a_valid_checksum_is_refused_or_harmless(good, path):
@@ -263,7 +264,7 @@ def canary(tmp_path) -> Path:
 
 def hostile(kind: str, canary: Path) -> bytes:
     """A file whose unpickling by Python's own pickle makes the canary."""
-    whole = {"schema": 1, **state(), "extra": Payload(canary)}
+    whole = {"schema": SCHEMA, **state(), "extra": Payload(canary)}
     legacy = io.BytesIO()
     torch.save(whole, legacy, _use_new_zipfile_serialization=False)
     return {
@@ -319,12 +320,14 @@ def test_the_variable_that_forces_pickle_does_not_spoil_a_good_checkpoint(good, 
     ids=lambda value: type(value).__name__,
 )
 def test_anything_but_tensors_and_plain_values_is_refused(path, value):
-    assert_refused(path, sealed(saved({"schema": 1, **state(config={"value": value})})), "something else than tensors")
+    assert_refused(
+        path, sealed(saved({"schema": SCHEMA, **state(config={"value": value})})), "something else than tensors"
+    )
 
 
 def test_torch_reads_the_entries_that_were_checked_where_zip_readers_disagree(path):
     # Python's zipfile finds the table of contents from the end of the file, torch's reader from its beginning.
-    first, second = (rezipped({"schema": 1, **state(progress={"step": step})}) for step in (66, 7))
+    first, second = (rezipped({"schema": SCHEMA, **state(progress={"step": step})}) for step in (66, 7))
     content = sealed(first + second)
     assert torch.load(io.BytesIO(content), weights_only=True)["progress"]["step"] == 66
     path.write_bytes(content)
@@ -332,7 +335,7 @@ def test_torch_reads_the_entries_that_were_checked_where_zip_readers_disagree(pa
 
 
 def test_two_entries_of_one_name_are_refused(path):
-    content = io.BytesIO(saved({"schema": 1, **state()}))
+    content = io.BytesIO(saved({"schema": SCHEMA, **state()}))
     with zipfile.ZipFile(content, "a") as archive:
         archive.writestr("archive/DATA.pkl", b"\x80\x02}.")
     assert_refused(path, sealed(content.getvalue()), "two entries of one name")
@@ -388,12 +391,12 @@ def test_bombs_are_refused_without_unpacking_them(good, path, tmp_path):
 
 
 def test_a_newer_schema_is_refused_by_its_number_even_where_its_parts_have_other_names(path):
-    assert_refused(path, sealed(saved({"schema": 2, "weights": {}})), "schema 2; this version reads 1. Update")
+    assert_refused(path, sealed(saved({"schema": SCHEMA + 1, "weights": {}})), "this version reads up to")
 
 
 @pytest.mark.parametrize("part", checkpoint.PARTS)
 def test_a_missing_part_is_named(path, part):
-    whole = {"schema": 1, **state()}
+    whole = {"schema": SCHEMA, **state()}
     del whole[part]
     assert_refused(path, sealed(saved(whole)), f"lacks {part}")
 

@@ -172,6 +172,19 @@ def test_a_run_with_no_readable_checkpoint_is_exit_3(cli, finished):
     assert "last.pt" in result.err
 
 
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_run_whose_best_weights_are_gone_is_refused_before_it_goes_on(cli, tmp_path, damage):
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    run = tmp_path / "run"
+    best, manifest = run / "checkpoints" / "best.pt", manifest_of(run)
+    (run / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    best.unlink() if damage == "missing" else best.write_bytes(best.read_bytes()[:-100])
+    result = cli("train", "trainer.resume=run")
+    assert result.code == 3, result.err
+    assert "best.pt is" in result.err
+    assert "Traceback" not in result.err
+
+
 def test_rows_after_the_checkpoint_are_not_doubled(cli, finished):
     rows = rows_of(finished)
     with (finished / "metrics.jsonl").open("a") as file:

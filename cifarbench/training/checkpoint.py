@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from cifarbench.errors import IntegrityError
+from cifarbench.training.migrations import SCHEMA, migrate
 
-SCHEMA = 1
 PARTS = ("model", "optimizer", "scheduler", "ema", "rng", "progress", "config", "passport")
 _LIMIT_BYTES = 8 << 30
 _MARK = b"cifarbench-sha256:"
@@ -89,7 +89,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, tensors on the CPU.
+    """The state in a checkpoint, tensors on the CPU; one of an older schema as the newest has it.
 
     Raises:
         IntegrityError: the file is damaged, no checkpoint of ours, of a newer schema, or holds anything but
@@ -104,12 +104,17 @@ def load(path: Path) -> dict[str, Any]:
     state = _unpickle(path, _checked_archive(path, content))
     values = state if isinstance(state, dict) else {}
     schema = values.get("schema")
-    if isinstance(schema, int) and schema != SCHEMA:
-        raise IntegrityError(f"{path} has checkpoint schema {schema}; this version reads {SCHEMA}. Update cifarbench.")
+    if isinstance(schema, int) and not 1 <= schema <= SCHEMA:
+        raise IntegrityError(
+            f"{path} has checkpoint schema {schema}; this version reads up to {SCHEMA}. Update cifarbench."
+        )
     missing = [part for part in PARTS if not isinstance(values.get(part), dict)]
     if missing or not isinstance(schema, int):
         raise IntegrityError(f"{path} is no checkpoint of cifarbench: it lacks {', '.join(missing or ['its schema'])}.")
-    return values
+    try:
+        return migrate(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"{path} is no checkpoint of schema {schema}: it lacks {error}.") from error
 
 
 def passport_of(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:

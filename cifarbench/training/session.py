@@ -155,6 +155,8 @@ def _resume(training: Training, config: TrainConfig, run: runs.RunDirectory) -> 
     check_same_run(state, config, training.setting.passport, path)
     _check_same_world(state, training.setting.world, path)
     training.restore(state, path)
+    if training.progress.best_epoch and training.setting.world.is_first:
+        _check_best(run.checkpoints / "best.pt", training.progress.best_epoch)
     for name, value in training.setting.passport["environment"].items():
         before = state["passport"].get("environment", {}).get(name)
         if before != value:
@@ -163,6 +165,16 @@ def _resume(training: Training, config: TrainConfig, run: runs.RunDirectory) -> 
             )
     training.observer.note(f"resumed from {path.name} after step {training.progress.step}")
     return path.name
+
+
+def _check_best(path: Path, epoch: int) -> None:
+    """Refuse to go on without the weights that the test would score: better now than after hours of training."""
+    try:
+        checkpoint.load(path)
+    except FileNotFoundError:
+        raise IntegrityError(
+            f"{path} is missing, which held epoch {epoch}, the best so far; put it back, or start a new run directory."
+        ) from None
 
 
 def _check_same_world(state: dict[str, Any], world: World, path: Path) -> None:

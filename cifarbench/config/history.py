@@ -1,0 +1,41 @@
+"""Configs that older versions wrote, completed so that they say what was done before a key existed.
+
+Who adds a key adds it here too, with the value that does what was done without it, and raises the checkpoint's schema
+in `cifarbench/training/migrations.py`. What is stored always wins over what stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_LATER_KEYS: dict[str, dict[str, Any]] = {
+    "augment": {"flip_alternates": False},
+    "trainer": {
+        "drop_last": False,
+        "ema_start": "0%",
+        "report": True,
+        "size_until": [],
+        "sizes": [],
+        "stem_bias_until": "100%",
+        "sync_norm": False,
+        "tta": "none",
+    },
+}
+_LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
+    "simple_cnn": {"whitening": False, "dirac": False},
+    "vgg": {"whitening": False, "dirac": False},
+    "resnet": {"whitening": False, "dirac": False, "pooling": "stride", "head": "global_average"},
+}
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored training config with the keys that came after it was written; other values are left as they are."""
+    later = dict(_LATER_KEYS)
+    model = config.get("model")
+    if isinstance(model, Mapping):
+        later["model"] = _LATER_MODEL_KEYS.get(str(model.get("name")), {})
+    sections = {
+        name: {**keys, **section} for name, keys in later.items() if isinstance(section := config.get(name), Mapping)
+    }
+    return {**config, **sections}

@@ -1,0 +1,34 @@
+"""Checkpoints of older schemas, brought to the newest one step at a time.
+
+Schema 2 wrote whitening, growing sizes and further keys into the config, and each group's full rate (`initial_lr`)
+into the optimizer's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from cifarbench.config.history import complete
+
+SCHEMA = 2
+
+
+def migrate(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a checkpoint, whose `schema` is from 1 to `SCHEMA`, as `SCHEMA` has it.
+
+    Raises:
+        KeyError, TypeError, AttributeError: the state is not what its schema says.
+    """
+    while state["schema"] < SCHEMA:
+        state = {**_STEPS[state["schema"]](state), "schema": state["schema"] + 1}
+    return state
+
+
+def _to_2(state: dict[str, Any]) -> dict[str, Any]:
+    config = complete(state["config"])
+    groups = [{"initial_lr": config["optim"]["lr"], **group} for group in state["optimizer"]["param_groups"]]
+    return {**state, "config": config, "optimizer": {**state["optimizer"], "param_groups": groups}}
+
+
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}

@@ -1,0 +1,102 @@
+"""What the first version wrote is still scored, resumed and compared; a newer schema is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import manifest_of, rows_of
+
+from cifarbench.commands.hydra_app import compose
+from cifarbench.config.history import complete
+from cifarbench.config.load import load, to_plain
+from cifarbench.config.schema import TrainConfig
+from cifarbench.errors import IntegrityError
+from cifarbench.training import checkpoint
+from cifarbench.training.migrations import SCHEMA
+
+OLD = Path(__file__).parent / "schema_1"
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A copy of the old run directories."""
+    return shutil.copytree(OLD, tmp_path / "old")
+
+
+def raw(path: Path) -> dict:
+    """The state as the file has it, read by torch alone."""
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("path", ["finished/checkpoints/best.pt", "stopped/checkpoints/last.pt"])
+def test_an_old_checkpoint_is_read_as_the_newest_schema_and_its_tensors_are_as_they_were(path):
+    before, now = raw(OLD / path), checkpoint.load(OLD / path)
+    assert (before["schema"], now["schema"]) == (1, SCHEMA)
+    for part in ("model", "ema"):
+        assert checkpoint.tensor_hash(now[part]) == checkpoint.tensor_hash(before[part])
+
+
+@pytest.mark.parametrize("path", sorted(OLD.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_key_that_came_later_is_in_the_history_and_no_stored_value_changes(path):
+    stored = yaml.safe_load(path.read_text())
+    config = to_plain(load(TrainConfig, complete(stored)))
+    for section, values in stored.items():
+        kept = {name: config[section][name] for name in values} if isinstance(values, dict) else config[section]
+        assert kept == values
+
+
+def test_completing_a_complete_config_changes_nothing():
+    config = compose("train", ["model=resnet", "trainer.tta=flip", "trainer.sizes=[24]", "trainer.size_until=[50%]"])
+    assert complete(config) == config
+
+
+def test_an_old_run_is_scored_as_it_was_then(cli, old):
+    result = cli("eval", f"run={old / 'finished'}", "threads=1")
+    assert result.code == 0, result.err
+    then = json.loads((old / "finished" / "test.json").read_text())
+    now = json.loads((old / "finished" / "eval" / "best-test-none.json").read_text())
+    assert now["loss"] == pytest.approx(then["loss"], rel=1e-4)
+    assert abs(np.array(now["confusion_matrix"]) - np.array(then["confusion_matrix"])).sum() <= 4
+
+
+def test_an_old_run_that_was_stopped_goes_on_as_if_it_had_not_been(cli, old):
+    result = cli("train", f"trainer.resume={old / 'stopped'}", "trainer.progress=none")
+    assert result.code == 0, result.err
+    expected = [json.loads(line) for line in (OLD / "stopped" / "undisturbed.jsonl").read_text().splitlines()]
+    rows = rows_of(old / "stopped")
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["lr"] == pytest.approx(other["lr"])
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+    assert manifest_of(old / "stopped")["status"] == "completed"
+
+
+def test_old_runs_are_listed_and_reported(cli, old):
+    listed = cli("leaderboard", str(old))
+    assert listed.code == 0, listed.err
+    assert "resnet" in listed.out
+    assert cli("report", f"run={old / 'finished'}").code == 0
+
+
+@pytest.mark.parametrize("schema", [0, -1, SCHEMA + 1, 10**6])
+def test_a_schema_that_this_version_does_not_know_is_refused(tmp_path, schema):
+    state = {**raw(OLD / "finished" / "checkpoints" / "best.pt"), "schema": schema}
+    path = tmp_path / "last.pt"
+    path.write_bytes(checkpoint.sealed_bytes(state))
+    with pytest.raises(IntegrityError, match=f"schema {schema}; this version reads up to {SCHEMA}"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("part", ["config", "optimizer"])
+def test_an_old_checkpoint_that_is_not_what_its_schema_says_is_refused(tmp_path, part):
+    state = {**raw(OLD / "finished" / "checkpoints" / "best.pt"), part: {}}
+    path = tmp_path / "last.pt"
+    path.write_bytes(checkpoint.sealed_bytes(state))
+    with pytest.raises(IntegrityError, match="no checkpoint of schema 1"):
+        checkpoint.load(path)
