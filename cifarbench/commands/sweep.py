@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifarbench import runs
+from cifarbench.commands.side_by_side import Beside, relayed_signals
 from cifarbench.errors import ConfigError, Interrupted, SweepError, explain
 from cifarbench.sweeps import FAILURE, Job, read_jobs
+from cifarbench.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -105,17 +108,25 @@ def _flag(arguments: list[str], name: str) -> bool:
 class SweptJob:
     """One job of a sweep, as Hydra's launchers call it, in this process or another; it never raises for a failure."""
 
-    def __init__(self, verb: str) -> None:
-        self.verb = verb
+    def __init__(self, verb: str, directory: Path) -> None:
+        self.verb, self.beside = verb, Beside(directory)
 
     def __call__(self, composed: DictConfig) -> None:
-        """Run the job; a failure is kept in its directory, an interruption ends the sweep."""
+        """Run the job; a failure is kept in its directory, an interruption ends the sweep.
+
+        In a process of its own an interrupted job just returns: the sweep waits until all have saved their step.
+        """
+        is_worker = self.beside.is_worker()
+        if is_worker:
+            if self.beside.is_stopped():
+                return
+            self.beside.watch()
         import importlib
 
         from hydra.core.hydra_config import HydraConfig
         from omegaconf import OmegaConf
 
-        from cifarbench.commands.hydra_app import in_our_words
+        from cifarbench.commands.hydra_app import in_our_words, typed
 
         settings = HydraConfig.get()
         directory = Path(settings.runtime.output_dir)
@@ -127,9 +138,11 @@ class SweptJob:
             plain = {str(name): value for name, value in values.items()}
             _share_out(plain, settings)
             execute = importlib.import_module(f"cifarbench.commands.{self.verb}").run
-            execute(plain, directory, list(settings.overrides.task))
+            execute(plain, directory, typed(settings))
         except (Interrupted, KeyboardInterrupt):
-            raise
+            if not is_worker:
+                raise
+            self.beside.leave_if_alone()
         except (Exception, SystemExit) as error:
             kept = _explained(error)
             directory.mkdir(parents=True, exist_ok=True)
@@ -183,18 +196,27 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
         print_plan(sweep.directory, sweep.jobs())
         return 0
     sys.argv = [f"cifarbench {verb}", *_quiet(sweep.arguments)]
+    job = SweptJob(verb, sweep.directory)
     try:
-        with watch(sweep.directory, sweep.jobs):
-            hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(SweptJob(verb))()
+        with _signals(sweep) as request, watch(sweep.directory, sweep.jobs):
+            hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     finally:
         if sweep.directory.is_dir():
             write_tables(sweep.directory, sweep.jobs())
+    if request.number:
+        raise Interrupted("the sweep was stopped; the same command goes on with it.", request.number)
     jobs = sweep.jobs()
     print_table(sweep.directory, jobs)
     failed = [job for job in jobs if job.status != "done"]
     if failed:
         raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed; run the same command to try them again.")
     return 0
+
+
+def _signals(sweep: Sweep) -> contextlib.AbstractContextManager[StopRequest]:
+    """Jobs in processes are told of signals; one in this process catches them itself."""
+    beside = any(argument.startswith("hydra/launcher=") for argument in sweep.arguments)
+    return relayed_signals(sweep.directory) if beside else contextlib.nullcontext(StopRequest())
 
 
 def _quiet(arguments: list[str]) -> list[str]:

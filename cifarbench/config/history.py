@@ -14,6 +14,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "trainer": {
         "drop_last": False,
         "ema_start": "0%",
+        "fork": None,
         "report": True,
         "size_until": [],
         "sizes": [],

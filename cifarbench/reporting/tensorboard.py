@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class TensorBoard(Observer):
 
     def open(self, purge_step: int | None = None) -> None:
         """Open the log; points from `purge_step` on, of a session that was killed, are hidden."""
+        _quiet_writing_threads()
         try:
             self.writer = SummaryWriter(str(self.folder), purge_step=purge_step)
         except OSError as error:
@@ -128,3 +130,16 @@ def _flat(config: dict[str, Any]) -> dict[str, Any]:
         for name, value in (inner or {section: values}).items():
             flat[name] = value if isinstance(value, bool | int | float | str) else str(value)
     return {name: value for name, value in flat.items() if name not in ("data.root", "data.mirrors", "plugins")}
+
+
+def _quiet_writing_threads() -> None:
+    """Let no TensorBoard thread print a traceback when its disk is full: the next call raises the same error here."""
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        ours = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (ours and issubclass(failure.exc_type, OSError)):
+            before(failure)
+
+    if before.__module__ != __name__:
+        threading.excepthook = hook

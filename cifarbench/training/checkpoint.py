@@ -191,6 +191,13 @@ def _unpickle(path: Path, content: bytes) -> Any:
             os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = forced
 
 
+def tested_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The weights in a loaded state that are scored: the averaged ones where there are any."""
+    if not state["ema"]:
+        return state["model"]
+    return {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
+
+
 def load_weights(module: nn.Module, weights: Any, path: Path | str) -> None:
     """Copy `weights` into `module` after comparing every name, shape and value.
 

@@ -117,15 +117,8 @@ def restore(path: Path, root: str | None = None) -> Trained:
     config = _config(state, path, root)
     passport = checkpoint.passport_of(path, state)
     model = build_model(config)
-    checkpoint.load_weights(model, weights_of(state), path)
+    checkpoint.load_weights(model, checkpoint.tested_weights(state), path)
     return Trained(path, config, passport, model.eval(), state)
-
-
-def weights_of(state: dict[str, Any]) -> dict[str, Any]:
-    """The weights that were tested: the averaged ones where there are any."""
-    if not state["ema"]:
-        return state["model"]
-    return {name.removeprefix("module."): value for name, value in state["ema"].items() if name != "n_averaged"}
 
 
 def _config(state: dict[str, Any], path: Path, root: str | None) -> TrainConfig:

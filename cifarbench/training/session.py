@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,13 @@ from torch import nn
 from cifarbench import runs
 from cifarbench.compute import Compute, choose_compute, describe, make_deterministic
 from cifarbench.config.durations import seconds
-from cifarbench.config.load import differences, identity, load, to_plain
+from cifarbench.config.load import identity, to_plain
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import normalise
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.duplicates import test_duplicates
 from cifarbench.data.split import Parts, channel_statistics, split
-from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.errors import ConfigError
 from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import EVAL_BATCH, predict
 from cifarbench.models.flops import count_flops, count_parameters
@@ -32,6 +31,7 @@ from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Setting, Training
 from cifarbench.training.observer import Observer, RunFacts
+from cifarbench.training.resume import resume
 from cifarbench.training.signals import stop_requests
 
 _RESERVE_SECONDS = 6.0  # for figures and files after the test, where a time limit is set
@@ -85,7 +85,7 @@ def train(
     facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
     setting = _setting(data, parts, compute, world, clock, run, model)
     training = Training(config, model, setting, observer)
-    resumed = _resume(training, config, run)
+    resumed = resume(training, run)
     environment = describe(compute, world.size)
     if world.is_first:
         _begin(run, config, data, parts, facts, environment, resumed)
@@ -137,74 +137,6 @@ def _setting(
     }
     train, val = parts.train.to(compute.device), parts.val.to(compute.device) if parts.val else None
     return Setting(train, val, statistics, compute, world, clock, passport, run.checkpoints)
-
-
-# --- resume ----------------------------------------------------------------------------------------------------------
-
-
-def _resume(training: Training, config: TrainConfig, run: runs.RunDirectory) -> str | None:
-    """Go on from the directory's newest readable checkpoint; returns its file name, or None for a fresh start."""
-    if training.setting.world.is_first:
-        checkpoint.clear_parts(run.checkpoints)
-    found = checkpoint.newest_valid(run.checkpoints) if config.trainer.resume != "never" else None
-    if found is None:
-        return None
-    path, state, warnings = found
-    for warning in warnings:
-        training.observer.note(warning)
-    check_same_run(state, config, training.setting.passport, path)
-    _check_same_world(state, training.setting.world, path)
-    training.restore(state, path)
-    if training.progress.best_epoch and training.setting.world.is_first:
-        _check_best(run.checkpoints / "best.pt", training.progress.best_epoch)
-    for name, value in training.setting.passport["environment"].items():
-        before = state["passport"].get("environment", {}).get(name)
-        if before != value:
-            training.observer.note(
-                f"{name} was {before} before and is {value} now: results may differ in the last bits"
-            )
-    training.observer.note(f"resumed from {path.name} after step {training.progress.step}")
-    return path.name
-
-
-def _check_best(path: Path, epoch: int) -> None:
-    """Refuse to go on without the weights that the test would score: better now than after hours of training."""
-    try:
-        checkpoint.load(path)
-    except FileNotFoundError:
-        raise IntegrityError(
-            f"{path} is missing, which held epoch {epoch}, the best so far; put it back, or start a new run directory."
-        ) from None
-
-
-def _check_same_world(state: dict[str, Any], world: World, path: Path) -> None:
-    """Refuse another number of processes: dropout and batch norm depend on who sees which image."""
-    before = state["passport"].get("environment", {}).get("processes", 1)
-    if before != world.size:
-        raise IntegrityError(
-            f"{path} was trained by {before} processes and there are {world.size} now, which would not go on exactly; "
-            f"start it with {before} again."
-        )
-
-
-def check_same_run(state: dict[str, Any], config: TrainConfig, passport: dict[str, Any], path: Path) -> None:
-    """Raise IntegrityError, listing the differences, where a checkpoint belongs to another config or dataset."""
-    try:
-        stored = load(TrainConfig, state["config"])
-    except ConfigError as error:
-        raise IntegrityError(f"{path} holds a config that is not ours: {error}") from error
-    lines = differences(stored, config)
-    for part in ("dataset", "split"):
-        before, now = checkpoint.passport_of(path, state)[part], passport[part]
-        if before != now:
-            lines.append(
-                f"{part}: {before['name']} {before['fingerprint'][:12]} in the run, "
-                f"{now['name']} {now['fingerprint'][:12]} asked for"
-            )
-    if lines:
-        raise IntegrityError(
-            f"{path} belongs to another run: {'; '.join(lines)}. Start a new run directory, or ask for the same."
-        )
 
 
 # --- manifest and facts ----------------------------------------------------------------------------------------------

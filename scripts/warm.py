@@ -1,0 +1,91 @@
+"""Commands in forked processes: each is a process of its own, to kill as one likes, without the seconds of importing.
+
+The parent imports what the commands need and computes nothing, so that it has no thread that a fork would lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+def import_everything() -> None:
+    """Import the verbs and what they load late; one thread each, as many commands share the machine."""
+    import importlib
+    import pkgutil
+
+    import matplotlib.backends.backend_agg  # noqa: F401
+    import torch
+
+    import cifarbench
+
+    torch.set_num_threads(1)
+    for module in pkgutil.walk_packages(cifarbench.__path__, "cifarbench."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def start(argv: Sequence[str], cwd: Path, log: Path, prepare: Callable[[], None] = lambda: None) -> int:
+    """Start `cifarbench ARGV` in `cwd`, its output appended to `log`; returns the process id.
+
+    `prepare` is called in the new process before the command.
+    """
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        os.chdir(cwd)
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", buffering=1, encoding="utf-8")
+        prepare()
+        code = _call(argv)
+        sys.stdout.flush()
+    finally:
+        os._exit(code & 0xFF)
+
+
+def _call(argv: Sequence[str]) -> int:
+    import traceback
+
+    from cifarbench.cli import main
+
+    try:
+        return int(main(list(argv)) or 0)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def wait(pid: int, seconds: float, number: int = signal.SIGKILL) -> int | None:
+    """The exit code (negative for a signal), after sending `number` when `seconds` are over; None: it had to be sent.
+
+    A signal other than SIGKILL may be caught: then the code that it led to is returned.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return None if number == signal.SIGKILL else code
+
+
+def run(argv: Sequence[str], cwd: Path, log: Path, seconds: float = 600) -> int:
+    """Start a command and wait for its exit code; -9 where it took longer than `seconds`."""
+    code = wait(start(argv, cwd, log), seconds)
+    return -signal.SIGKILL if code is None else code

@@ -1,0 +1,231 @@
+"""Faults that are made for real, and what is left on the disk: a full disk, no memory, a clock set back, orphans."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, command, manifest_of, rows_of, shell, wait_until
+
+from cifarbench import runs
+from cifarbench.training import checkpoint
+
+PLAIN = [*TINY, "trainer.tensorboard=false"]
+
+
+def with_files_of_at_most(size: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run a command whose files the kernel lets grow to `size` bytes: to it, the disk is full from there on."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    return subprocess.run(
+        command(*arguments), cwd=cwd, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_full_disk_at_a_save_is_exit_5_with_path_and_bytes_and_the_earlier_checkpoint_loads(cli, tmp_path):
+    assert cli("train", *PLAIN, "hydra.run.dir=run").code == 0
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    size = last.stat().st_size
+    manifest = manifest_of(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    last.write_bytes((tmp_path / "run" / "checkpoints" / "best.pt").read_bytes())
+    earlier = last.read_bytes()
+    full = with_files_of_at_most(size // 2, "train", *PLAIN, "hydra.run.dir=run", "trainer.epochs=2", cwd=tmp_path)
+    assert full.returncode == 5, full.stderr
+    assert "last.pt" in full.stderr
+    assert re.search(r"a checkpoint of [\d,]+ bytes", full.stderr)
+    assert "Traceback" not in full.stderr
+    assert last.read_bytes() == earlier
+    assert shell("train", *PLAIN, "hydra.run.dir=run", cwd=tmp_path).code == 0
+    assert checkpoint.load(last)["progress"]["epoch"] == 2
+
+
+def test_too_little_memory_is_exit_5_with_advice(cli):
+    wide = ["model.first_widths=[100000]", "model.second_widths=[8]", "model.spatial_dropout=[0.0]"]
+    result = cli("train", *PLAIN, *wide, "trainer.batch_size=864", "hydra.run.dir=run")
+    assert result.code == 5, result.err
+    assert "trainer.batch_size" in result.err
+    assert "Traceback" not in result.err
+
+
+def test_a_clock_that_is_set_back_leaves_order_and_durations_as_they_are(cli, tmp_path, monkeypatch):
+    real, started = time.time, time.time()
+    monkeypatch.setattr(time, "time", lambda: real() - (86_400 if real() - started > 1 else 0))
+    assert cli("train", *TINY, "trainer.epochs=4", "hydra.run.dir=run").code == 0
+    assert time.time() < started
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert all(row["seconds"] > 0 and row["images_per_second"] > 0 for row in rows)
+    timing = manifest_of(tmp_path / "run")["timing"]
+    assert 0 < timing["training"] <= timing["train"] <= timing["train_test"] <= timing["cold"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    steps = [point.step for point in events.Scalars("train/loss")]
+    assert steps == [row["step"] for row in rows]
+
+
+def test_a_disk_that_fills_up_under_tensorboard_alone_costs_one_warning(cli, tmp_path, monkeypatch):
+    import errno
+
+    from tensorboard.summary.writer import record_writer
+
+    written = []
+
+    def write(self: record_writer.RecordWriter, data: bytes) -> None:
+        written.append(len(data))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", write)
+    result = cli("train", *TINY, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert written
+    assert result.out.count("TensorBoard logging") == 1
+    assert "Traceback" not in result.err
+    assert manifest_of(tmp_path / "run")["status"] == "completed"
+
+
+def test_other_threads_are_said_when_a_run_goes_on(cli, tmp_path):
+    assert cli("train", *PLAIN, "trainer.threads=1", "hydra.run.dir=run").code == 0
+    run = tmp_path / "run"
+    (run / "run.json").write_text(json.dumps({**manifest_of(run), "status": "interrupted"}))
+    result = cli("train", "trainer.resume=run", "trainer.threads=2")
+    assert result.code == 0, result.err
+    assert "threads was 1 before and is 2 now" in result.out
+
+
+def test_a_checkpoint_from_a_gpu_is_scored_on_a_cpu(cli, tmp_path):
+    assert cli("train", *PLAIN, "hydra.run.dir=run").code == 0
+    path = tmp_path / "gpu.pt"
+    state = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
+    state["passport"]["environment"] |= {"device": "cuda", "device_name": "NVIDIA H200", "precision": "fp16"}
+    path.write_bytes(checkpoint.sealed_bytes(state))
+    result = cli("eval", f"checkpoint={path}")
+    assert result.code == 0, result.err
+    assert "test accuracy" in result.out
+
+
+def test_stored_predictions_are_never_unpickled(cli, tmp_path, two_runs):
+    import shutil
+
+    run = Path(shutil.copytree(two_runs[0], tmp_path / "run"))
+    canary = tmp_path / "canary"
+
+    class Payload:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(canary),)
+
+    np.savez(run / "predictions.npz", indices=np.array([Payload()], dtype=object), targets=np.zeros(1), logits=0)
+    for words in (["report", f"run={run}"], ["verify", str(run)], ["leaderboard", str(tmp_path)]):
+        result = cli(*words)
+        assert "Traceback" not in result.err
+        assert result.code in (0, 1, 2, 3), (words, result.err)
+    assert not canary.exists()
+
+
+# --- many processes --------------------------------------------------------------------------------------------------
+
+
+def test_fifty_runs_started_at_once_have_fifty_directories(tmp_path):
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom cifarbench import runs\n"
+        "children = []\n"
+        "for _ in range(50):\n"
+        "    pid = os.fork()\n"
+        "    if not pid:\n"
+        "        holder = runs.RunDirectory(Path(sys.argv[1]) / runs.run_name('vgg'))\n"
+        "        holder.acquire(); holder.begin(); os._exit(0)\n"
+        "    children.append(pid)\n"
+        "sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, timeout=60)
+    assert done.returncode == 0
+    assert len([path for path in tmp_path.iterdir() if runs.read_manifest(path)["status"] == "running"]) == 50
+
+
+def session_of(leader: int) -> list[int]:
+    """The processes of a session that are still alive, by /proc."""
+    alive = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            alive.append(int(entry.name))
+    return alive
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [(os.killpg, signal.SIGINT, 130), (os.kill, signal.SIGKILL, -9)],
+    ids=["interrupted", "killed"],
+)
+def test_a_sweep_over_processes_that_ends_early_leaves_saved_jobs_and_no_process(tmp_path, send, number, code):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    words = ["-m", *PLAIN, "trainer.epochs=500", "seed=1,2,3", "hydra/launcher=processes", "hydra.sweep.dir=sweep"]
+    process = subprocess.Popen(
+        command("train", *words),
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: len(list(tmp_path.glob("sweep/*/checkpoints/last.pt"))) == 2)
+        send(process.pid, number)  # a terminal signals the whole group, a cluster often only the first process
+        assert process.wait(timeout=60) == code
+        wait_until(lambda: not session_of(process.pid), 30)
+    finally:
+        if session_of(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    found = [path.parent for path in tmp_path.glob("sweep/*/run.json")]
+    assert [manifest_of(run)["status"] for run in found] == ["interrupted"] * 2
+
+
+# --- forks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_fork_begins_with_the_weights_of_another_run_and_says_so(cli, tmp_path):
+    assert cli("train", *PLAIN, "hydra.run.dir=first").code == 0
+    words = [*PLAIN, "trainer.fork=first", "optim.lr=1e-12", "optim.weight_decay=0", "scheduler=constant"]
+    result = cli("train", *words, "trainer.epochs=1", "hydra.run.dir=second")
+    assert result.code == 0, result.err
+    assert "forked from first/checkpoints/last.pt" in result.out
+    first, second = (checkpoint.load(tmp_path / name / "checkpoints" / "last.pt") for name in ("first", "second"))
+    for name, weight in first["model"].items():
+        if name.endswith("weight"):
+            assert (second["model"][name] - weight).abs().max() < 1e-6
+    assert manifest_of(tmp_path / "second")["sessions"][0]["resumed_from"] == "first/checkpoints/last.pt"
+    assert [row["epoch"] for row in rows_of(tmp_path / "second")] == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "reason"),
+    [
+        (["trainer.fork=nowhere"], 2, "trainer.fork"),
+        (["trainer.fork=first", "model.dropout=0.5"], 3, "model.dropout"),
+        (["trainer.fork=first", "split=official"], 3, "split"),
+        (["trainer.fork=first", "data.size=1800"], 3, "dataset"),
+    ],
+)
+def test_a_fork_of_other_images_or_another_model_is_refused(cli, tmp_path, words, code, reason, two_runs):
+    (tmp_path / "first").symlink_to(two_runs[0])
+    result = cli("train", *PLAIN, *words, "hydra.run.dir=second")
+    assert result.code == code, result.err
+    assert reason in result.err
+    assert not list(tmp_path.glob("second/checkpoints/*"))

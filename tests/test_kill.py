@@ -1,0 +1,56 @@
+"""The script that kills by the hundred: a short campaign, and that it would notice what it looks for."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import kill
+
+    return kill
+
+
+def test_a_few_kills_of_every_way_leave_no_trace(tmp_path):
+    words = [str(SCRIPTS / "kill.py"), "--kills", "6", "--seed", "1", "--only", "muon-ema-bf16", "--folder", "runs"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    assert counts["kills"] == 6
+    assert counts["faults"] == 0
+
+
+def test_another_end_is_noticed(kill, two_runs, tmp_path):
+    reference = kill.ending(two_runs[0])
+    copy = Path(shutil.copytree(two_runs[0], tmp_path / "copy"))
+    assert kill.mismatches(copy, reference) == []
+    differing = kill.mismatches(two_runs[1], reference)
+    assert {"run1: the weights differ", "run1: the optimizer state differ", "run1: the rows differ"} <= set(differing)
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "checkpoints/last.pt"])
+def test_an_unreadable_directory_is_noticed(kill, two_runs, tmp_path, name):
+    copy = Path(shutil.copytree(two_runs[0], tmp_path / "copy"))
+    assert kill.unreadable(copy) == []
+    path = copy / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] + b"\x00{")
+    assert len(kill.unreadable(copy)) == 1
