@@ -6,7 +6,11 @@ READY := $(VENV)/.ready
 RUN := $(BIN)/cifarbench
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test lint format tensorboard benchmark clean
+.PHONY: help setup demo train test lint format tensorboard benchmark reproduce results kill damage fuzz soak clean
+# Tests run in as many processes; each has one thread.
+JOBS ?= 2
+PROFILE ?= quick
+MINUTES ?= 60
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +29,7 @@ train: $(READY) ## Train the default model on the real CIFAR-10 (fetched where m
 	$(RUN) train $(ARGS)
 
 test: $(READY) ## Run the test suite
-	$(BIN)/pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(READY) ## Check style, formatting and types
 	$(BIN)/ruff check .
@@ -42,6 +46,24 @@ tensorboard: $(READY) ## Serve the logs of outputs/ at http://localhost:6006
 benchmark: $(READY) ## Measure the loop against a bare loop and a tutorial-style loop
 	$(RUN) bench data=synthetic model=vgg trainer.batch_size=128 bench.tutorial=true $(ARGS)
 	$(RUN) bench data=synthetic model=resnet trainer.batch_size=128 bench.tutorial=true $(ARGS)
+
+reproduce: $(READY) ## Run the rows of RESULTS.md: PROFILE=quick (drawn images), cpu or gpu
+	$(BIN)/python scripts/reproduce.py --profile $(PROFILE) $(ARGS)
+
+results: $(READY) ## Write RESULTS.md from the records; ARGS=--check compares
+	$(BIN)/python scripts/results.py $(ARGS)
+
+kill: $(READY) ## Kill training 300 times at random moments and compare every end; about half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/kill.py $(ARGS)
+
+damage: $(READY) ## Flip 2,000 bits of checkpoints and cut 500 short: each must be noticed
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/damage.py $(ARGS)
+
+fuzz: $(READY) ## Try 10,000 wrong command lines and files; about an hour
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/fuzz.py $(ARGS)
+
+soak: $(READY) ## Random work for MINUTES=60 (train, kill, resume, sweep, report), then a check of all that is on disk
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py --minutes $(MINUTES) $(ARGS)
 
 clean: ## Remove caches and build products; .venv and outputs/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache *.egg-info

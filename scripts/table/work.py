@@ -1,0 +1,129 @@
+"""Run the jobs, one after the other, each as the command that a user types, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cifarbench import runs
+from cifarbench.config.durations import seconds
+from cifarbench.errors import IntegrityError
+from cifarbench.training.signals import StopRequest
+from table.progress import Entry, look
+from table.records import ROOT, record_of, write_note, write_record
+from table.rows import Job
+from table.standing import Asked, is_finished, set_aside, standing
+
+if TYPE_CHECKING:
+    from table.overview import Overview
+
+_POLL_SECONDS = 0.1
+_LOOK_SECONDS = 1.0
+_GRACE_SECONDS = 10.0
+
+
+def entries_of(jobs: Sequence[Job], asked: Asked) -> list[Entry]:
+    """An entry for each job, with what its config says of its length."""
+    found = []
+    for job in jobs:
+        trainer = getattr(asked.config(job), "trainer", None)
+        limit = seconds(trainer.max_time, "trainer.max_time") if trainer and trainer.max_time else None
+        found.append(Entry(job, limit=limit, epochs=trainer.epochs if trainer else 0))
+    return found
+
+
+def reuse(entries: Sequence[Entry], asked: Asked, records: Path, say: Callable[[str], None]) -> None:
+    """Mark the jobs whose runs are finished as done, and set aside directories that hold something else."""
+    for entry in entries:
+        found = standing(entry.job, asked)
+        if found.status == "other":
+            target = set_aside(entry.job.directory)
+            say(f"{entry.job.directory} holds another run ({found.reason}); it is now {target.name}")
+        if found.status == "done":
+            finish(entry, records)
+
+
+def finish(entry: Entry, records: Path) -> None:
+    """Take a finished run's result into its entry and its record."""
+    write_record(entry.job, records)
+    values = record_of(entry.job, entry.job.directory)
+    entry.status, entry.accuracy = "done", values["test"]["accuracy"]
+    entry.seconds = runs.read_manifest(entry.job.directory)["timing"]["cold"]
+    entry.share = 1.0
+
+
+def run(entry: Entry, shared: bool, request: StopRequest, overview: Overview) -> int:
+    """Run a job to its end, hand a signal on to it, and return its exit code."""
+    job, started = entry.job, time.monotonic()
+    write_note(job.directory, shared)
+    look(entry, job.directory)
+    entry.base = entry.share
+    log = job.directory.with_suffix(".log")
+    entry.status = "running"
+    with log.open("a", encoding="utf-8") as file:
+        # A group of its own: Ctrl-C reaches it once, from here, and not from the terminal as well.
+        process = subprocess.Popen(_command(job), stdout=file, stderr=file, start_new_session=os.name == "posix")
+        try:
+            _wait(process, entry, request, overview, started)
+        except BaseException:
+            _end(process)
+            raise
+    entry.elapsed = 0.0
+    return process.returncode
+
+
+def _command(job: Job) -> list[str]:
+    if job.row.verb == "peek":
+        return [sys.executable, str(ROOT / "scripts" / "peek.py"), "--dir", str(job.directory), *job.words]
+    return [sys.executable, "-m", "cifarbench", job.row.verb, *job.words, f"hydra.run.dir={job.directory}"]
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process at once: a second SIGINT, and a kill where that does not help."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait(process: subprocess.Popen, entry: Entry, request: StopRequest, overview: Overview, started: float) -> None:
+    is_told, looked = False, 0.0
+    while process.poll() is None:
+        if request.number and not is_told:
+            process.send_signal(request.number)
+            is_told = True
+        entry.elapsed = time.monotonic() - started
+        if entry.elapsed - looked >= _LOOK_SECONDS:
+            looked = entry.elapsed
+            look(entry, entry.job.directory)
+            overview.refresh()
+        time.sleep(_POLL_SECONDS)
+
+
+def conclude(entry: Entry, code: int, stopped: bool, records: Path) -> str:
+    """Set the entry's status from how its process ended; returns the sentence that says so."""
+    job = entry.job
+    try:
+        if code == 0 and is_finished(job.directory, runs.read_manifest(job.directory)):
+            finish(entry, records)
+            return f"{job.row.name} seed {job.seed}: {entry.accuracy:.2%} in {entry.seconds:,.0f} s"
+        reason = _last_line(job.directory.with_suffix(".log"))
+    except IntegrityError as error:
+        reason = str(error)
+    entry.status = "stopped" if stopped else "failed"
+    entry.message = f"{job.row.name} seed {job.seed} {entry.status} with exit code {code}: {reason}"
+    return entry.message
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log, where a command's own sentence stands."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"
