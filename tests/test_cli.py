@@ -36,6 +36,10 @@ def test_import_and_composition_do_not_import_torch(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False).returncode == 0
 
 
+def test_a_terminal_without_unicode_still_gets_its_answer(tmp_path):
+    assert shell("--help", cwd=tmp_path, PYTHONIOENCODING="ascii").code == 0
+
+
 def test_a_misspelt_verb_is_told_the_nearest(cli):
     result = cli("trian")
     assert result.code == 2
@@ -152,3 +156,14 @@ def test_a_bug_is_called_a_bug_and_debug_shows_the_traceback(cli, monkeypatch):
 def test_module_and_script_are_the_same_command(tmp_path):
     done = subprocess.run(command("--version"), cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("cifarbench ")
+
+
+def test_an_interruption_while_the_config_is_composed_is_one(cli, monkeypatch):
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    def interrupted(*values: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", interrupted)
+    result = cli("train", "data=synthetic")
+    assert (result.code, result.err.strip()) == (130, "cifarbench: interrupted")

@@ -44,6 +44,15 @@ def test_the_same_sweep_again_skips_what_is_finished(cli, tmp_path):
     assert {path: path.read_bytes() for path in sweep.glob("*/run.json")} == before
 
 
+def test_a_job_is_named_as_its_directory_is(cli):
+    """Names such as 0-seed=1 hold what Hydra's grammar would read as something else."""
+    assert cli("train", "-m", *SMALL, "seed=1", "optim.lr=0.1,0.2", "hydra.sweep.dir=few").code == 0
+    job = "few/0-optim.lr=0.1"
+    assert cli("eval", f"run={job}", "portion=val").code == 0
+    assert "already complete" in cli("train", f"trainer.resume={job}").out
+    assert cli("train", *SMALL, "optim.lr=0.1", f"trainer.fork={job}", "hydra.run.dir=next").code == 0
+
+
 def test_another_config_is_another_sweep(cli, tmp_path):
     for rate in ("0.1", "0.2"):
         assert cli("train", "-m", *SMALL, f"optim.lr={rate}", "seed=1").code == 0
@@ -95,6 +104,12 @@ def test_repeat_is_a_sweep_over_seeds(cli, tmp_path):
 def test_a_bad_repeat_is_refused(bad):
     with pytest.raises(ConfigError, match="`repeat`"):
         rewrite(bad)
+
+
+def test_what_hydra_refuses_in_a_sweep_is_one_sentence(cli):
+    result = cli("train", "-m", "augment@_global_=quick", "hydra.sweep.dir=sweep")
+    assert result.code == 2
+    assert result.err.startswith("cifarbench: ")
 
 
 def test_an_unknown_sweep_key_is_refused(cli):

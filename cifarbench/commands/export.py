@@ -8,7 +8,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins
-from cifarbench.commands.words import gather_one, protect
+from cifarbench.commands.words import gather_one
 from cifarbench.config.after import ExportConfig
 from cifarbench.config.load import load
 
@@ -16,7 +16,7 @@ from cifarbench.config.load import load
 def rewrite(arguments: list[str]) -> list[str]:
     """Turn `export DIR` into `export run=DIR`."""
     keys = [field.name for field in dataclasses.fields(ExportConfig)]
-    return gather_one(protect(arguments, "run", "checkpoint", "out"), "run", keys)
+    return gather_one(arguments, "run", keys)
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:

@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,10 +14,23 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins, plugins_in
+from cifarbench.commands.words import protect
 from cifarbench.config.keys import nearest, unknown
-from cifarbench.errors import ConfigError, Interrupted, SweepError
+from cifarbench.errors import CifarbenchError, ConfigError, Interrupted, SweepError
 
 _GLOBAL_GROUPS = ("experiment", "debug")
+_PATHS = (
+    "run",
+    "checkpoint",
+    "root",
+    "out",
+    "data.root",
+    "trainer.resume",
+    "trainer.fork",
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+)
+_THEIRS = ("hydra", "omegaconf", "antlr4", "yaml")
 _SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # Hydra's flags that show something and run nothing
 
 
@@ -41,13 +55,14 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     if any(argument.split("=")[0] == "--experimental-rerun" for argument in arguments):
         raise ConfigError("--experimental-rerun would unpickle a file, which could run code; use trainer.resume=DIR.")
     rewrite = getattr(command_of(verb), "rewrite", None)  # of verbs whose command line is more than Hydra's grammar
-    arguments = rewrite(arguments) if rewrite else arguments
+    arguments = protect(rewrite(arguments) if rewrite else arguments, *_PATHS)
     load_plugins(plugins_in(arguments))
     if any(argument in ("--help", "-h") for argument in arguments):
         from cifarbench.commands.help import show_help
 
         return show_help(verb, [argument for argument in arguments if argument not in ("--help", "-h")])
     runs.register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     only_shows = any(argument.startswith(_SHOWS) for argument in arguments)
     if verb == "train" and {"-m", "--multirun"} & set(arguments) and not only_shows:
         from cifarbench.commands.sweep import run_sweep
@@ -91,7 +106,7 @@ def _hydra(verb: str, arguments: list[str]) -> int:
             with in_our_words(verb):
                 values = OmegaConf.to_container(composed, resolve=True)
             execute = command_of(verb).run
-            codes.append(execute(values, directory, list(settings.overrides.task)))
+            codes.append(execute(values, directory, typed(settings)))
         except Exception as error:  # Hydra would print it as its own; it is raised again below
             runs.remove_if_empty(directory)
             if sweeps and isinstance(error, Interrupted):
@@ -100,7 +115,6 @@ def _hydra(verb: str, arguments: list[str]) -> int:
             if sweeps:
                 print(f"cifarbench: {directory.name} failed: {error}", file=sys.stderr)
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     sys.argv = [f"cifarbench {verb}", *arguments]
     with in_our_words(verb):
         hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
@@ -109,6 +123,15 @@ def _hydra(verb: str, arguments: list[str]) -> int:
     if failures:
         raise failures[0]
     return max(codes, default=0)
+
+
+def typed(settings: Any) -> list[str]:
+    """The overrides of Hydra's settings as the user typed them: `${…}` in one is not looked up."""
+    from omegaconf import OmegaConf
+
+    words = OmegaConf.to_container(settings.overrides.task, resolve=False)
+    assert isinstance(words, list)
+    return [str(word) for word in words]
 
 
 class in_our_words:  # noqa: N801 - a context manager, read as a phrase
@@ -123,19 +146,31 @@ class in_our_words:  # noqa: N801 - a context manager, read as a phrase
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if error is None or (isinstance(error, SystemExit) and error.code == 2):
             return
-        module = type(error).__module__ if error else ""
-        if module.startswith(("hydra", "omegaconf", "antlr4", "yaml")) or isinstance(error, ValueError):
-            if not module.startswith(("hydra", "omegaconf", "antlr4", "yaml")) and not _raised_by_hydra(error):
-                return
-            raise _translate(self.verb, error) from error  # type: ignore[arg-type]
+        if not isinstance(error, Exception):
+            return
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
+        if type(error).__module__.startswith(_THEIRS):
+            raise _translate(self.verb, error) from error
+        if not isinstance(error, CifarbenchError | OSError | MemoryError) and _raised_by_hydra(error):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ConfigError(
+                f"Hydra refuses this command line ({reason[:200]}); check its flags and values."
+            ) from error
 
 
-def _raised_by_hydra(error: BaseException) -> bool:
-    """Whether a plain ValueError came from Hydra's own code, e.g. two flags that exclude each other."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    return bool(trace) and "hydra" in trace.tb_frame.f_globals.get("__name__", "")  # type: ignore[union-attr]
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether a Ctrl-C is behind an error: while it composes, Hydra wraps whatever comes."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _raised_by_hydra(error: Exception) -> bool:
+    """Whether Hydra stumbled over what was typed: of our code and theirs, theirs was at work when it was raised."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    at_work = [module for module in modules if module.startswith(("cifarbench", *_THEIRS))]
+    return bool(at_work) and at_work[-1].startswith(_THEIRS)
 
 
 def _translate(verb: str, error: Exception) -> ConfigError:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins
-from cifarbench.commands.words import gather, protect
+from cifarbench.commands.words import gather
 from cifarbench.config.after import PredictConfig
 from cifarbench.config.load import load
 from cifarbench.errors import ConfigError
@@ -25,7 +25,7 @@ _MANY = 50  # files from which on progress is shown
 
 def rewrite(arguments: list[str]) -> list[str]:
     """Turn `run=DIR a.png b.png` into `run=DIR images=[a.png,b.png]`."""
-    return gather(protect(arguments, "run", "checkpoint"), "images", _KEYS)
+    return gather(arguments, "images", _KEYS)
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
