@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,13 @@ def test_importing_the_package_imports_no_torch():
 def test_no_file_is_longer_than_a_reader_can_hold():
     lengths = {path.name: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
     assert max(lengths.values()) <= 400, sorted(lengths.items(), key=lambda item: -item[1])[:3]
+
+
+def test_every_test_that_the_table_of_promises_names_exists():
+    folder = Path(__file__).parent
+    named = set(re.findall(r"`(test_\w+)`", (folder / "README.md").read_text()))
+    held = {
+        name for path in folder.glob("test_*.py") for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert len(named) > 60
+    assert named - held == set()
