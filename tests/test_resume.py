@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import torch
 from conftest import TINY, command, manifest_of, rows_of, shell, tiny_config
 
 from cifarbench.training.checkpoint import load, tensor_hash
+from cifarbench.training.setting import Progress
 
 RICH = [
     *TINY,
@@ -229,3 +231,11 @@ def test_a_kill_between_the_last_step_and_the_end_of_its_epoch_leaves_the_same_r
     fit(config, tmp_path / "killed")
     killed, whole = (state(tmp_path / name)["progress"]["rows"][1]["lr"] for name in ("killed", "whole"))
     assert killed == whole > 0
+
+
+@pytest.mark.parametrize(
+    "values", [{"epoch": "2"}, {"step": 1 << 60}, {"rows": None}, {"best_accuracy": float("nan")}, {"nonsense": 1}]
+)
+def test_progress_that_no_run_wrote_is_refused(values):
+    with pytest.raises((TypeError, ValueError)):
+        Progress.of({**dataclasses.asdict(Progress()), **values})

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifarbench.compute import Compute
 from cifarbench.config.durations import RunLength
 from cifarbench.config.load import to_plain
 from cifarbench.config.optim import PlateauConfig
@@ -26,59 +25,21 @@ from cifarbench.data.augment import Augment
 from cifarbench.data.batches import epoch_order, steps_per_epoch
 from cifarbench.data.image_ops import shrink
 from cifarbench.data.random import Draws
-from cifarbench.data.split import Portion
-from cifarbench.errors import Interrupted, NonFiniteError
+from cifarbench.errors import IntegrityError, Interrupted, NonFiniteError
 from cifarbench.evaluation.metrics import loss_and_accuracy
-from cifarbench.evaluation.predict import EVAL_BATCH, Statistics, predict
+from cifarbench.evaluation.predict import EVAL_BATCH, predict
 from cifarbench.models.whitening import Whitening
 from cifarbench.optim.optimizers import build_optimizer
 from cifarbench.optim.schedules import Plateau, factor
 from cifarbench.runs import shown_path
 from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
-from cifarbench.training.clock import Clock
-from cifarbench.training.distributed import World
+from cifarbench.training.health import Health
 from cifarbench.training.observer import Observer, StepReport
 from cifarbench.training.phases import Phases
+from cifarbench.training.setting import Progress, Setting
 from cifarbench.training.signals import StopRequest
 from cifarbench.training.sync_norm import synchronise_norms
-
-_CHECK_EVERY = 50  # steps between looks at the losses on a GPU, where each look waits for the device
-
-
-@dataclasses.dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint.
-
-    `epoch` counts finished epochs, `batch` the steps of the running one, `totals` its loss sum, right answers and
-    images so far; `seconds` all time of the run, `epoch_seconds` the running epoch's time in steps.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    totals: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
-    seconds: float = 0.0
-    epoch_seconds: float = 0.0
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
-    waited: int = 0
-    ended: str = ""
-    rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What a run is trained on and with, apart from its config."""
-
-    train: Portion
-    val: Portion | None
-    statistics: Statistics
-    compute: Compute
-    world: World
-    clock: Clock
-    passport: dict[str, Any]
-    checkpoints: Path
 
 
 class Training:
@@ -108,7 +69,7 @@ class Training:
         self.augment = Augment(config.augment, *setting.statistics, channels_last=self.trainer.channels_last)
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
-        self.unchecked: list[tuple[int, float, Tensor]] = []
+        self.health = Health(setting.compute.device)
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -165,9 +126,7 @@ class Training:
         loss = torch.zeros((), device=mine.device)
         for micro in mine.split(self.trainer.micro_batch or max(len(mine), 1)):
             loss += self._accumulate(micro, len(positions), size)
-        self.unchecked.append((progress.step + 1, lr, loss))
-        if loss.device.type == "cpu" or len(self.unchecked) >= _CHECK_EVERY:
-            self._check_losses()
+        self.health.note(progress.step + 1, lr, loss)
         self.setting.world.add_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         if self.trainer.clip_norm:
@@ -216,7 +175,7 @@ class Training:
 
     def _end_epoch(self) -> None:
         """Validate, record the epoch's row, keep the best, save."""
-        self._check_losses()
+        self.health.check_losses()
         progress = self.progress
         progress.epoch += 1
         row = self._row()
@@ -291,27 +250,6 @@ class Training:
 
     # --- health, reports, state ----------------------------------------------------------------------------------
 
-    def _check_losses(self) -> None:
-        """Raise NonFiniteError for the first step since the last look whose loss is not finite."""
-        if not self.unchecked:
-            return
-        finite = torch.stack([loss for _, _, loss in self.unchecked]).isfinite().tolist()
-        for is_finite, (step, lr, loss) in zip(finite, self.unchecked, strict=True):
-            if not is_finite:
-                raise NonFiniteError(
-                    f"the loss became {loss.item()} at step {step} with learning rate {lr:g}; "
-                    "lower `optim.lr`, lengthen `scheduler.warmup`, or set `trainer.clip_norm=1`."
-                )
-        self.unchecked.clear()
-
-    def _check_weights(self) -> None:
-        name = checkpoint.first_non_finite(self.model.state_dict())
-        if name:
-            raise NonFiniteError(
-                f"the weight {name} became infinite or NaN at step {self.progress.step}; it was not saved. "
-                "Lower `optim.lr`, or set `trainer.clip_norm=1`."
-            )
-
     def _report_step(self, loss: Tensor, lr: float, share: float) -> None:
         progress = self.progress
         images = progress.batch * self.trainer.batch_size
@@ -334,8 +272,8 @@ class Training:
 
     def save(self, is_best: bool = False) -> None:
         """Write last.pt, and best.pt beside it where this epoch is the best so far; by the first process alone."""
-        self._check_losses()
-        self._check_weights()
+        self.health.check_losses()
+        self.health.check_weights(self.model, self.progress.step)
         self.progress.totals = self._sums()
         if not self.setting.world.is_first:
             return
@@ -364,9 +302,12 @@ class Training:
         checkpoint.load_optimizer(self.optimizer, state["optimizer"], path)
         if self.ema:
             checkpoint.load_weights(self.ema, state["ema"], path)
-        self.plateau.restore(state["scheduler"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.progress = Progress(**state["progress"])
+        try:
+            self.plateau.restore(state["scheduler"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.progress = Progress.of(state["progress"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise IntegrityError(f"{path} holds no state of a run where it should be ({error!r}).") from error
         # The first process's sums stand for all: the others start this epoch's at zero.
         mine = self.progress.totals if self.setting.world.is_first else [0.0, 0.0, 0.0]
         self.totals.copy_(torch.tensor(mine, dtype=self.totals.dtype))

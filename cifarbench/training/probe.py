@@ -14,9 +14,10 @@ from cifarbench.data.split import Parts, channel_statistics
 from cifarbench.models.whitening import SAMPLE, fit_stems
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
-from cifarbench.training.loop import Setting, Training
+from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer, StepReport
 from cifarbench.training.session import build_model, check_sizes
+from cifarbench.training.setting import Setting
 
 
 class Losses(Observer):

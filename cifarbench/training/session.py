@@ -29,9 +29,10 @@ from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
-from cifarbench.training.loop import Setting, Training
+from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer, RunFacts
 from cifarbench.training.resume import resume
+from cifarbench.training.setting import Setting
 from cifarbench.training.signals import stop_requests
 
 _RESERVE_SECONDS = 6.0  # for figures and files after the test, where a time limit is set
