@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,8 @@ Hydra's own flags come after the verb: -m, --cfg job, --info, --config-dir, --hy
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; a failure is one plain sentence on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: what it cannot write is no failure
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:

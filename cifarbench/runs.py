@@ -56,7 +56,8 @@ def shown_path(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that readers see the old or the new content, never half of it."""
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("w", encoding="utf-8") as file:
+    # Half a surrogate pair, which stands for a byte of a file name that is no UTF-8, becomes an escape of JSON.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -178,11 +179,17 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def count_opening(directory: Path) -> None:
-    """Add one to the openings of the seal that a run's manifest counts, before the test part is opened again."""
+    """Add one to the openings of the seal that a run's manifest counts, before the test part is opened again.
+
+    Raises:
+        IntegrityError: the manifest holds no such count.
+    """
     holder = RunDirectory(directory)
     holder.acquire()
     try:
         test = holder.manifest.get("test", {})
+        if not isinstance(test, dict) or not isinstance(test.get("openings", 0), int):
+            raise IntegrityError(f"{directory / 'run.json'} is damaged: its `test.openings` is no whole number.")
         holder.update(test={**test, "openings": test.get("openings", 0) + 1})
     finally:
         holder.release()

@@ -764,6 +764,21 @@ def test_weights_of_another_model_exit_3_with_the_first_mismatches(cli, path, st
     assert " is missing; " in result.err
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"std": [0.2, 0.0, 0.2]},
+        {"mean": [float("nan")] * 3},
+        {"split": {"fingerprint": "0" * 64}},
+        {"environment": {"precision": "fp32", "threads": "1", "device": "cpu"}},
+        {"environment": {"precision": "fp99", "threads": 1, "device": "cpu"}},
+    ],
+)
+def test_a_passport_with_values_that_no_run_writes_exits_3(cli, path, stranger, changes):
+    save({**stranger, "passport": {**stranger["passport"], **changes}}, path)
+    assert cli("eval", f"checkpoint={path}").code == 3
+
+
 def test_a_checkpoint_of_other_data_exits_3(cli, path, stranger):
     passport = {**stranger["passport"], "split": {"name": "last20", "fingerprint": "0" * 64}}
     save({**stranger, "passport": passport}, path)

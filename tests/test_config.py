@@ -162,9 +162,13 @@ BAD = [
     (["scheduler=plateau", "split.val_fraction=0"], ["plateau", "val_fraction"]),
     (["model=$(touch x);"], ["model"]),
     (["a=b=c=["], []),
+    (["hydra/job_logging=[1]"], []),
     (["trainer.resume=nowhere"], ["trainer.resume", "nowhere"]),
     (["trainer.micro_batch=500"], ["trainer.micro_batch", "256"]),
     (["plugins=[nothing.py]"], ["nothing.py"]),
+    (["++plugins=float(nan)"], ["plugins", "nan", "list"]),
+    ([f"plugins=['{CONF / 'train.yaml'}']"], ["plugins", "train.yaml", ".py"]),
+    (["seed=${nope:1}", "seed=-1"], ["seed"]),
     (["--experimental-rerun=x.pickle"], ["unpickle"]),
 ]
 

@@ -248,13 +248,18 @@ def test_nothing_in_a_run_becomes_markup(cli, run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "values", [{"timing": []}, {"test": "x"}, {"best": 3}, {"dataset": None}, {"split": [1]}, {"command": [1, {}]}]
+    "values",
+    [
+        *({"timing": []}, {"test": "x"}, {"best": 3}, {"dataset": None}, {"split": [1]}, {"command": [1, {}]}),
+        *({"command": ["a", "b", "\ud800"]}, {"test": {"openings": "3"}}),
+    ],
 )
 def test_odd_types_in_run_json_end_in_a_page_or_a_refusal(cli, run, values):
     (run / "run.json").write_text(json.dumps({**manifest_of(run), **values}))
-    result = cli("report", "run")
-    assert result.code in (0, 3), result.err
-    assert "a bug" not in result.err
+    for arguments in (["report", "run"], ["eval", "run=run"], ["leaderboard", "."]):
+        result = cli(*arguments)
+        assert result.code in (0, 3), result.err
+        assert "a bug" not in result.err
 
 
 class Bomb:
@@ -266,7 +271,9 @@ class Bomb:
     "damage",
     [
         lambda run: (run / "predictions.npz").write_bytes((run / "predictions.npz").read_bytes()[:-40]),
+        lambda run: (run / "predictions.npz").write_bytes((run / "predictions.npz").read_bytes()[4:]),
         lambda run: write_arrays(run, logits=np.full((240, 10), np.nan, np.float32)),
+        lambda run: write_arrays(run, logits=np.full((240, 10), 1e300)),
         lambda run: write_arrays(run, logits=np.zeros((240, 9), np.float32)),
         lambda run: write_arrays(run, targets=np.full(240, 10)),
         lambda run: write_arrays(run, indices=np.zeros(240, np.int64)),
@@ -274,6 +281,8 @@ class Bomb:
         lambda run: write_arrays(run, logits=np.array([Bomb()], dtype=object)),
         lambda run: (run / "metrics.jsonl").write_text("{"),
         lambda run: (run / "run.json").write_text("[]"),
+        lambda run: (run / "run.json").write_text('{"status": NaN}'),
+        lambda run: (run / "metrics.jsonl").write_text('{"lr": 1e999}'),
         lambda run: (run / "checkpoints" / "best.pt").write_bytes(b"PK"),
     ],
 )

@@ -35,6 +35,32 @@ def states(folder):
     return [trial.state.name for trial in study_of(folder).trials]
 
 
+def test_a_trial_that_cannot_go_on_ends_the_search_in_one_sentence(tmp_path):
+    one = ["tune", *SMALL, "tune.trials=1", "trainer.epochs=1"]
+    assert shell(*one, cwd=tmp_path).code == 0
+    (tmp_path / "outputs/tune/s/study.db").unlink()  # so that the next search begins with this trial's directory
+    refused = shell(*one, "model.bias=false", cwd=tmp_path)
+    assert refused.code == 3
+    assert refused.err.splitlines()[-1].startswith("cifarbench: ")
+    assert "Traceback" not in refused.err
+
+
+@pytest.mark.parametrize(
+    ("storage", "code"),
+    [("nonsense", 2), ("nosuch://x/y", 2), ("sqlite:////nowhere/at/all/study.db", 5), ("sqlite:///damaged.db", 3)],
+)
+def test_a_storage_that_cannot_be_used_is_refused_in_one_sentence(cli, tmp_path, storage, code):
+    (tmp_path / "damaged.db").write_bytes(b"no database, whatever its name says\n" * 40)
+    refused = cli("tune", *SMALL, "tune.trials=1", f"tune.storage='{storage}'")
+    assert refused.code == code, refused.err
+    assert len(refused.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("space", ["trainer.epochs=int(1,1000000000)", "optim.lr=float(0,1e999)", "seed=int(0,1e3)"])
+def test_a_space_too_wide_is_refused(cli, space):
+    assert cli("tune", *SMALL, "tune.sampler=grid", f"tune.space=['{space}']").code == 2
+
+
 def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
     ended = cli("tune", *SMALL, "tune.trials=4", "tune.pruner=none")
     assert ended.code == 0, ended.err

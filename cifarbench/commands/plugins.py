@@ -38,10 +38,13 @@ def load_plugins(files: Sequence[str]) -> None:
     """Run each file once, and make every model it registers an option of the group `model`.
 
     Raises:
-        ConfigError: a file is missing or fails, or a model's argument has no type or default.
+        ConfigError: `files` is no list of names, a file is missing or fails, or a model's argument has no type or
+            default.
     """
     if not files:
         return
+    if not isinstance(files, list | tuple) or not all(isinstance(file, str) for file in files):
+        raise ConfigError(f"`plugins` is {files!r}; it must be a list of Python files, like [mynet.py].")
     from cifarbench.models import registry
 
     for file in files:
@@ -58,6 +61,8 @@ def load_plugins(files: Sequence[str]) -> None:
 def _run_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"`plugins` names {str(path)!r}, which is no file.")
+    if path.suffix != ".py":
+        raise ConfigError(f"`plugins` names {str(path)!r}; a Python file's name must end in .py.")
     spec = importlib.util.spec_from_file_location(f"cifarbench_plugin_{path.stem}", path)
     assert spec
     assert spec.loader

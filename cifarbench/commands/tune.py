@@ -43,17 +43,18 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
         raise ResourceError(f"`cifarbench tune` needs Optuna ({error}): pip install 'cifarbench[tune]'.") from error
     from cifarbench.data.load import load_images
     from cifarbench.reporting.tuning import show_study, write_study
-    from cifarbench.tuning.study import open_study, run_trials
+    from cifarbench.tuning.study import open_study, run_trials, storage_errors
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failing trial ends the command with our own sentence
     directory.mkdir(parents=True, exist_ok=True)
     url = config.tune.storage or f"sqlite:///{directory.resolve() / 'study.db'}"
-    study = open_study(config.tune, url, config.seed)
-    data = load_images(config.data, print)
-    worker = _Worker(config, typed, directory, data)
-    run_trials(study, config.tune.trials, worker)
-    write_study(study, typed, directory)
-    show_study(study, config.tune.metric, typed, directory)
+    with storage_errors("`tune.storage`" if config.tune.storage else str(directory / "study.db")):
+        study = open_study(config.tune, url, config.seed)
+        data = load_images(config.data, print)
+        worker = _Worker(config, typed, directory, data)
+        run_trials(study, config.tune.trials, worker)
+        write_study(study, typed, directory)
+        show_study(study, config.tune.metric, typed, directory)
     return 0
 
 

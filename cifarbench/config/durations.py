@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(%|epochs?|steps?)", re.ASCII)
 def seconds(text: str, path: str) -> float:
     """The time limit `text` ("90s", "10m", "1.5h") in seconds; ConfigError names the key `path`."""
     match = _TIME.fullmatch(text)
-    if not match or float(match[1]) <= 0:
+    if not match or not 0 < float(match[1]) * _SECONDS[match[2]] < math.inf:
         raise ConfigError(f"`{path}` is {text!r}; it must be a time above 0 with its unit, like 90s, 10m or 1.5h.")
     return float(match[1]) * _SECONDS[match[2]]
 
@@ -36,7 +37,7 @@ class RunLength:
 def check_span(text: str, path: str) -> None:
     """Raise ConfigError, naming the key `path`, unless `text` is a span such as "10%", "5epochs" or "200steps"."""
     match = _SPAN.fullmatch(text)
-    if not match or (match[2] == "%" and float(match[1]) > 100):
+    if not match or float(match[1]) == math.inf or (match[2] == "%" and float(match[1]) > 100):
         raise ConfigError(f"`{path}` is {text!r}; it must be a span like 10%, 5epochs or 200steps, at most 100%.")
 
 

@@ -10,6 +10,8 @@ from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import ConfigError
 
 KINDS = ("float", "log", "int", "choice")
+_LARGEST = 10**12
+_GRID = 100_000  # points along one key
 _DIMENSION = re.compile(r"([\w.]+)=(float|log|int|choice)\((.*)\)")
 
 
@@ -43,6 +45,11 @@ class TuneSection:
         found = [dimension(text) for text in self.space]
         if self.sampler == "grid" and any(each.kind in ("float", "log") for each in found):
             raise ConfigError("`tune.sampler` is 'grid', which needs int(…) or choice(…) in all of `tune.space`.")
+        wide = [each for each in found if each.kind == "int" and int(each.values[1]) - int(each.values[0]) > _GRID]
+        if self.sampler == "grid" and wide:
+            raise ConfigError(
+                f"`tune.space` spans more than {_GRID:,} values of {wide[0].name!r}, too many for a grid."
+            )
         if not re.fullmatch(r"[\w.-]+", self.study, re.ASCII) or self.study.startswith("."):
             raise ConfigError(f"`tune.study` is {self.study!r}; it must be letters, digits, `.`, `_` and `-`.")
 
@@ -91,6 +98,8 @@ def _check_bounds(text: str, kind: str, values: tuple[str, ...]) -> None:
         low, high = (number(value) for value in values)
     except ValueError as error:
         raise ConfigError(f"`tune.space` holds {text!r}; it needs a lowest and a highest number.") from error
+    if max(abs(low), abs(high)) > _LARGEST:
+        raise ConfigError(f"`tune.space` holds {text!r}; its numbers must be at most {_LARGEST:,}.")
     if not low < high or (kind == "log" and low <= 0):
         above = "above 0 and " if kind == "log" else ""
         raise ConfigError(f"`tune.space` holds {text!r}; its lowest number must be {above}below its highest.")

@@ -111,4 +111,5 @@ def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tupl
     share, square = hits / count, z * z / count
     centre = (share + square / 2) / (1 + square)
     half = z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The share lies inside by theory; rounding must not put it outside.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))

@@ -66,18 +66,24 @@ def read_predictions(run: Path) -> Predictions:
             f"{path} is damaged: it must hold n indices, n targets and (n, 10) logits, but has "
             f"{indices.shape}, {targets.shape} and {logits.shape}."
         )
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        logits = logits.astype(np.float32)
     if not np.isfinite(logits).all() or targets.min() < 0 or targets.max() > 9 or indices.min() < 0:
         raise IntegrityError(f"{path} is damaged: a logit is not finite, a target not in 0..9, or an index below 0.")
     if len(np.unique(indices)) < count:
         raise IntegrityError(f"{path} is damaged: an image stands in it twice.")
     numbers, labels = (torch.from_numpy(array.astype(np.int64)) for array in (indices, targets))
-    return Predictions(numbers, labels, torch.from_numpy(logits.astype(np.float32)))
+    return Predictions(numbers, labels, torch.from_numpy(logits))
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     found = {}
+    if path.stat().st_size > _LIMIT_BYTES:
+        raise IntegrityError(f"{path} is larger than {_LIMIT_BYTES:,} bytes; refused.")
+    packed = path.read_bytes()
     try:
-        with zipfile.ZipFile(path) as archive:
+        # From memory, where a place that the file cannot have is a ValueError and no failure of the disk.
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > _LIMIT_BYTES:
                 raise IntegrityError(f"{path} would unpack to more than {_LIMIT_BYTES:,} bytes; refused.")
             for name in _NAMES:

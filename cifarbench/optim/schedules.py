@@ -17,6 +17,7 @@ from cifarbench.config.optim import (
     StepConfig,
 )
 
+_SHORTEST = 1e-9  # share of the run between two drops: below it a quotient could overflow
 Factor = Callable[[float], float]
 ScheduleConfig = ConstantConfig | StepConfig | MultiStepConfig | DecayConfig | OneCycleConfig | PlateauConfig
 
@@ -57,7 +58,7 @@ def factor(config: ScheduleConfig, length: RunLength) -> Factor:
 def _body(config: ScheduleConfig, length: RunLength, warmup: float) -> Factor:
     """The schedule without its warm-up."""
     if isinstance(config, StepConfig):
-        every = share(config.every, length)
+        every = max(share(config.every, length), _SHORTEST)
         return lambda progress: config.gamma ** math.floor(progress / every + 1e-9)
     if isinstance(config, MultiStepConfig):
         milestones = tuple(share(milestone, length) for milestone in config.milestones)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import pickletools
 import re
@@ -121,13 +122,18 @@ def passport_of(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """The passport in a loaded state; IntegrityError where it does not say what the weights were trained on."""
     passport = state["passport"]
     named = all(
-        isinstance(passport.get(part), dict) and isinstance(passport[part].get("fingerprint"), str)
+        isinstance(passport.get(part), dict) and isinstance(passport[part].get(name), str)
         for part in ("dataset", "split")
+        for name in ("name", "fingerprint")
     )
     channels = [passport.get(name) for name in ("mean", "std")]
     numbered = all(isinstance(c, list) and len(c) == 3 and all(isinstance(x, float) for x in c) for c in channels)
+    numbered = numbered and all(map(math.isfinite, [*channels[0], *channels[1]])) and min(passport["std"]) > 0
     environment = passport.get("environment")
-    known = isinstance(environment, dict) and {"precision", "threads", "device"} <= environment.keys()
+    known = isinstance(environment, dict) and all(
+        type(environment.get(name)) is kind for name, kind in (("precision", str), ("threads", int), ("device", str))
+    )
+    known = known and environment["precision"] in ("fp32", "bf16", "fp16") and environment["threads"] > 0
     if not (named and numbered and known):
         raise IntegrityError(f"{path} is no checkpoint of cifarbench: its passport is incomplete.")
     return passport

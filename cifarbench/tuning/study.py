@@ -7,16 +7,19 @@ with lower numbers.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import optuna
+import sqlalchemy.exc
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifarbench.config.tune import Dimension, TuneSection, dimension
+from cifarbench.errors import ConfigError, IntegrityError, ResourceError
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _POLL_SECONDS = 1.0
@@ -26,16 +29,43 @@ class Surplus(Exception):  # noqa: N818 - no error, but a trial that is not need
     """The study has as many trials as asked for without this one."""
 
 
+class _NoDriver(Exception):  # noqa: N818
+    """The package for this kind of database is not installed."""
+
+
+@contextlib.contextmanager
+def storage_errors(where: str) -> Iterator[None]:
+    """Say in our words what is wrong with the storage of the study; `where` names it.
+
+    Raises:
+        ConfigError: `tune.storage` is no address, or of a kind that is not installed.
+        ResourceError: the database does not answer or cannot be opened.
+        IntegrityError: it is no study, or a damaged one.
+    """
+    try:
+        yield
+    except (sqlalchemy.exc.ArgumentError, _NoDriver) as error:
+        raise ConfigError(f"`tune.storage` cannot be used ({error}); give one like sqlite:///study.db.") from error
+    except sqlalchemy.exc.OperationalError as error:
+        raise ResourceError(f"{where} cannot be opened ({error.orig}); is it there, free and writable?") from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        reason = str(getattr(error, "orig", error)).splitlines()[0]
+        raise IntegrityError(f"{where} is damaged ({reason}); put a copy in its place, or take another.") from error
+
+
 def open_study(config: TuneSection, url: str, seed: int) -> optuna.Study:
-    """Create the study, or join the one of this name in the storage at `url`."""
+    """Create the study, or join the one of this name in the storage at `url`; for errors see `storage_errors`."""
     # Heartbeats have been "experimental" in Optuna since 2021; the tests here hold them to what is needed.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    storage = RDBStorage(
-        url,
-        heartbeat_interval=max(1, config.patience // 3),
-        grace_period=config.patience,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-    )
+    try:
+        storage = RDBStorage(
+            url,
+            heartbeat_interval=max(1, config.patience // 3),
+            grace_period=config.patience,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+        )
+    except ImportError as error:
+        raise _NoDriver(str(error)) from error
     return optuna.create_study(
         storage=storage,
         study_name=config.study,
