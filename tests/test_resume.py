@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import TINY, command, manifest_of, rows_of, shell, tiny_config
 
-from cifarbench.training.checkpoint import load, tensor_hash
+from cifarbench.training.checkpoint import load, save, tensor_hash
 from cifarbench.training.setting import Progress
 
 RICH = [
@@ -174,17 +174,37 @@ def test_a_run_with_no_readable_checkpoint_is_exit_3(cli, finished):
     assert "last.pt" in result.err
 
 
+def interrupted(run: Path, **progress: int) -> None:
+    """Make a finished run one that was killed, its last checkpoint with other `progress`."""
+    (run / "run.json").write_text(json.dumps({**manifest_of(run), "status": "interrupted"}))
+    last = state(run)
+    save({**last, "progress": {**last["progress"], **progress}}, run / "checkpoints" / "last.pt")
+
+
 @pytest.mark.parametrize("damage", ["missing", "short"])
-def test_a_run_whose_best_weights_are_gone_is_refused_before_it_goes_on(cli, tmp_path, damage):
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
-    run = tmp_path / "run"
-    best, manifest = run / "checkpoints" / "best.pt", manifest_of(run)
-    (run / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+def test_a_run_whose_best_weights_are_gone_is_refused_before_it_goes_on(cli, finished, damage):
+    interrupted(finished, best_epoch=1)
+    best = finished / "checkpoints" / "best.pt"
     best.unlink() if damage == "missing" else best.write_bytes(best.read_bytes()[:-100])
     result = cli("train", "trainer.resume=run")
     assert result.code == 3, result.err
     assert "best.pt is" in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("before", ["none", "older"])
+def test_a_kill_between_the_last_and_the_best_checkpoint_loses_no_best_weights(cli, finished, before):
+    best = finished / "checkpoints" / "best.pt"
+    interrupted(finished, best_epoch=2)
+    if before == "none":
+        best.unlink()
+    else:
+        older = state(finished)
+        save({**older, "model": {name: value * 0 for name, value in older["model"].items()}}, best)
+    result = cli("train", "trainer.resume=run")
+    assert result.code == 0, result.err
+    assert tensor_hash(load(best)["model"]) == tensor_hash(state(finished)["model"])
+    assert manifest_of(finished)["best"]["epoch"] == 2
 
 
 def test_rows_after_the_checkpoint_are_not_doubled(cli, finished):

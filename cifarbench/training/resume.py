@@ -12,6 +12,7 @@ from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.training import checkpoint
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
+from cifarbench.training.setting import Progress
 
 
 def resume(training: Training, run: runs.RunDirectory) -> str | None:
@@ -35,7 +36,7 @@ def resume(training: Training, run: runs.RunDirectory) -> str | None:
     _check_same_world(state, training.setting.world, path)
     training.restore(state, path)
     if training.progress.best_epoch and first:
-        _check_best(run.checkpoints / "best.pt", training.progress.best_epoch)
+        _settle_best(run.checkpoints, path, training.progress)
     for name, value in training.setting.passport["environment"].items():
         before = state["passport"].get("environment", {}).get(name)
         if before != value:
@@ -76,13 +77,20 @@ def _other_images(state: dict[str, Any], passport: dict[str, Any], path: Path) -
     return lines
 
 
-def _check_best(path: Path, epoch: int) -> None:
-    """Refuse to go on without the weights that the test would score: better now than after hours of training."""
+def _settle_best(folder: Path, path: Path, progress: Progress) -> None:
+    """See to it that best.pt holds the epoch that `path` calls the best, and refuse to go on without it: better now
+    than after hours of training. A kill may have come after last.pt was written and before its copy, best.pt.
+    """
+    best = folder / "best.pt"
+    if path != best and progress.batch == 0 and progress.best_epoch == progress.epoch:
+        checkpoint.copy(path, best)
+        return
     try:
-        checkpoint.load(path)
+        checkpoint.load(best)
     except FileNotFoundError:
         raise IntegrityError(
-            f"{path} is missing, which held epoch {epoch}, the best so far; put it back, or start a new run directory."
+            f"{best} is missing, which held epoch {progress.best_epoch}, the best so far; put it back, or start a new "
+            "run directory."
         ) from None
 
 
