@@ -655,6 +655,11 @@ def test_the_hash_ignores_order_layout_and_gradients():
     assert tensor_hash(same) == tensor_hash(tensors)
 
 
+def test_the_hash_of_one_element_with_an_odd_stride_is_that_of_its_value():
+    odd = torch.arange(10.0).as_strided((1,), (5,))
+    assert tensor_hash({"a": odd}) == tensor_hash({"a": torch.zeros(1)})
+
+
 def test_the_hash_of_a_view_is_that_of_its_values():
     base = torch.randn(10, 4)
     assert tensor_hash({"a": base[::2].T}) == tensor_hash({"a": base[::2].T.clone()})

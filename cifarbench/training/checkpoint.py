@@ -269,7 +269,8 @@ def tensor_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over sorted tensor names, dtypes, shapes and bytes: equal hashes mean identical weights."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        # A copy: of one element, `contiguous` keeps an odd stride, which no view as bytes takes.
+        tensor = tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format)
         digest.update(f"{name}/{tensor.dtype}/{tuple(tensor.shape)}/".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return digest.hexdigest()

@@ -96,7 +96,19 @@ _FLAGS = (
 # Keys whose larger values are valid and mean long work; they get only what is refused, or small.
 _WORK = ("epochs", "size", "limit_batches", "steps", "images", "rounds", "seeds", "trials", "seed", "patience", "rows")
 _LONG = ("trainer.compile=true", "overfit_batch=true", "format=onnx", "format=torch_export", "trials=", "compile=true")
-_PATHS = ("hydra.run.dir", "hydra.sweep.dir", "out", "data.root", "root", "run", "checkpoint", "folder", "compare")
+_PATHS = (
+    "hydra.run.dir",
+    "hydra.sweep.dir",
+    "hydra.output_subdir",
+    "hydra.sweep.subdir",
+    "out",
+    "data.root",
+    "root",
+    "run",
+    "checkpoint",
+    "folder",
+    "compare",
+)
 _FETCHING = {"train", "tune", "bench", "sanity", "lr-find", "baseline", "data"}
 
 
