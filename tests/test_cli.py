@@ -15,6 +15,7 @@ from cifarbench.config.load import CHOICES
 from cifarbench.config.schema import SplitConfig, TrainerConfig
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [(["--help"], 0), (["--version"], 0), (["trian"], 2), (["train", "model=vgh"], 2), (["train", "optm=adamw"], 2)],

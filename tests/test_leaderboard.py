@@ -182,6 +182,7 @@ def test_an_opened_seal_and_a_damaged_record_are_named(cli, runs, tmp_path):
     assert "is left out" in ended.out
 
 
+@pytest.mark.timed
 def test_a_thousand_runs_in_three_seconds(runs, tmp_path):
     manifest = json.loads(next(runs.glob("sweep/*/run.json")).read_text())
     for seed in range(1000):

@@ -87,6 +87,7 @@ def test_a_bad_file_is_named_and_the_others_are_answered(cli, two_runs, pictures
     assert "3 of 15 files" in result.err
 
 
+@pytest.mark.timed
 def test_many_files_take_seconds(cli, two_runs, tmp_path):
     (tmp_path / "many").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

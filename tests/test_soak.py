@@ -25,7 +25,7 @@ def soak(monkeypatch):
 
 def test_a_few_seconds_of_random_work_leave_everything_in_order(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "soak.py"), "--minutes", "0.15", "--seed", "5", "--folder", "work"],
+        [sys.executable, str(SCRIPTS / "soak.py"), "--minutes", "0.08", "--seed", "5", "--folder", "work"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
