@@ -287,6 +287,7 @@ def test_lines_fit_the_terminal(capsys, width):
         assert max(map(len, capsys.readouterr().out.splitlines())) <= width
 
 
+@pytest.mark.timed
 def test_the_command_answers_in_three_seconds(tmp_path):
     def spent():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)  # what others do on the machine does not count
