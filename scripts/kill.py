@@ -231,7 +231,7 @@ def main() -> int:
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     warm.import_everything()
-    home = options.folder or Path(tempfile.mkdtemp(prefix="cifarbench-kill-"))
+    home = (options.folder or Path(tempfile.mkdtemp(prefix="cifarbench-kill-"))).resolve()
     home.mkdir(parents=True, exist_ok=True)
     tallies: dict[str, Tally] = {}
     for combination, tally in campaign(options.only or COMBINATIONS, options.kills, seed, home):
