@@ -19,6 +19,7 @@ from cifarbench.commands.hydra_app import compose
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = [
     "data=synthetic",
     "data.size=1200",
@@ -69,8 +70,13 @@ def command(*arguments: str) -> list[str]:
 
 def shell(*arguments: str, cwd: Path, timeout: float = 120, **environment: str) -> Result:
     """Run a command line in another process."""
+    return python("-m", "cifarbench", *arguments, cwd=cwd, timeout=timeout, **environment)
+
+
+def python(*arguments: str | Path, cwd: Path, timeout: float = 400, **environment: str) -> Result:
+    """Run Python in another process, as on a script of `scripts/`."""
     done = subprocess.run(
-        command(*arguments),
+        [sys.executable, *map(str, arguments)],
         cwd=cwd,
         env={**os.environ, **environment},
         capture_output=True,

@@ -8,9 +8,9 @@ import sys
 import time
 
 import pytest
-from conftest import TINY, command, manifest_of, shell
+from conftest import TINY, command, manifest_of, python, shell
 
-from cifarbench.commands.hydra_app import conf_dir
+from cifarbench.commands.names import conf_dir
 from cifarbench.config.load import CHOICES
 from cifarbench.config.schema import SplitConfig, TrainerConfig
 
@@ -27,6 +27,31 @@ def test_answers_without_work_come_fast(tmp_path, arguments, code):
         assert shell(*arguments, cwd=tmp_path).code == code
         times.append(time.perf_counter() - started)
     assert min(times) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["train", "-m", "model=vgg,resnt"], '"resnet"'),
+        (["train", "experiment=tutorial_cn"], '"tutorial_cnn"'),
+        (["bench", "debg=limit"], '"debug"'),
+        (["tune", "augmnt.crop=4"], '"augment'),
+        (["eval", "model=vgg"], '"model"'),  # a group, but none of eval's
+    ],
+)
+def test_a_name_that_is_not_there_is_refused_before_hydra_is_imported(tmp_path, arguments, word):
+    code = f"import sys; from cifarbench.cli import main; print(main({arguments!r})); print('hydra' in sys.modules)"
+    result = python("-c", code, cwd=tmp_path)
+    assert result.out == "2\nFalse\n"
+    assert word in result.err
+
+
+def test_names_of_ones_own_folder_are_left_to_hydra(tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "small.yaml").write_text("name: linear\n")
+    result = shell("train", "--config-dir", "mine", "model=small", "--cfg", "job", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "name: linear" in result.out
 
 
 def test_import_and_composition_do_not_import_torch(tmp_path):

@@ -7,7 +7,8 @@ import shlex
 
 import pytest
 
-from cifarbench.commands.hydra_app import compose, conf_dir
+from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.names import conf_dir
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cifarbench.commands.hydra_app import compose, conf_dir
+from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.names import conf_dir
 from cifarbench.config.keys import build, key
 from cifarbench.config.load import CHOICES, VERBS, differences, load, to_plain
 from cifarbench.config.schema import TrainConfig

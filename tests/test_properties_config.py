@@ -17,7 +17,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cifarbench.commands.hydra_app import compose, conf_dir
+from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.names import conf_dir
 from cifarbench.config.load import CHOICES, VERBS, load, to_plain
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import ConfigError

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cifarbench.cli import VERBS
-from cifarbench.commands.hydra_app import compose, conf_dir
+from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.names import conf_dir
 from cifarbench.commands.sweep import rewrite
 from cifarbench.config.load import VERBS as KEYS
 from cifarbench.config.load import load

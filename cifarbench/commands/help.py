@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from cifarbench.commands.hydra_app import compose, conf_dir
+from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.names import GLOBAL_GROUPS, conf_dir, groups
 from cifarbench.config.keys import Rule, rule_of
 from cifarbench.config.load import CHOICES, VERBS
 from cifarbench.errors import ConfigError
@@ -46,9 +47,8 @@ def show_help(verb: str, arguments: list[str]) -> int:
 
 
 def _groups(composed: dict[str, Any]) -> list[str]:
-    folders = sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-    globals_ = [name for name in folders if name in ("experiment", "debug") and "trainer" in composed]
-    return [name for name in folders if isinstance(composed.get(name), dict)] + globals_
+    globals_ = [name for name in groups() if name in GLOBAL_GROUPS and "trainer" in composed]
+    return [name for name in groups() if isinstance(composed.get(name), dict)] + globals_
 
 
 def _options(group: str) -> Iterator[tuple[str, str]]:

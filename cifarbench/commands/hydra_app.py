@@ -7,18 +7,16 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from cifarbench import runs
+from cifarbench.commands.names import check_names, conf_dir, unknown_key, unknown_option
 from cifarbench.commands.plugins import load_plugins, plugins_in
 from cifarbench.commands.words import protect
-from cifarbench.config.keys import nearest, unknown
 from cifarbench.errors import CifarbenchError, ConfigError, Interrupted, SweepError
 
-_GLOBAL_GROUPS = ("experiment", "debug")
 _PATHS = (
     "run",
     "checkpoint",
@@ -32,13 +30,6 @@ _PATHS = (
 )
 _THEIRS = ("hydra", "omegaconf", "antlr4", "yaml")
 _SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # Hydra's flags that show something and run nothing
-
-
-def conf_dir() -> Path:
-    """The folder of YAML defaults: `conf/` beside the package in a checkout, inside the package in a wheel."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
 
 
 def command_of(verb: str) -> ModuleType:
@@ -56,6 +47,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         raise ConfigError("--experimental-rerun would unpickle a file, which could run code; use trainer.resume=DIR.")
     rewrite = getattr(command_of(verb), "rewrite", None)  # of verbs whose command line is more than Hydra's grammar
     arguments = protect(rewrite(arguments) if rewrite else arguments, *_PATHS)
+    check_names(verb, arguments)
     load_plugins(plugins_in(arguments))
     if any(argument in ("--help", "-h") for argument in arguments):
         from cifarbench.commands.help import show_help
@@ -178,15 +170,14 @@ def _translate(verb: str, error: Exception) -> ConfigError:
     text = str(error)
     missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if missing:
-        group = missing[1].removeprefix("hydra/")
-        return unknown(f"option for `{group}`:", missing[2], _options(missing[1]))
+        return unknown_option(missing[1], missing[2])
     ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text)
     if ambiguous:
         values = f"`{ambiguous[1]}={ambiguous[2]}`"
         return ConfigError(f"{values} names several values; add -m to run one after the other, or quote it as text.")
     key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Could not append to config.*?'([^']+)'", text)
     if key:
-        return _unknown_key(verb, key[1])
+        return unknown_key(verb, key[1])
     override = getattr(error, "override", None)
     if isinstance(override, str):
         reason = text.splitlines()[0] if text else "unknown syntax"
@@ -194,54 +185,3 @@ def _translate(verb: str, error: Exception) -> ConfigError:
     first = next((line for line in text.splitlines() if line.strip()), type(error).__name__)
     detail = re.search(r"full_key: (\S+)", text)
     return ConfigError(f"{first.strip().rstrip('.')}{f' (key `{detail[1]}`)' if detail else ''}.")
-
-
-def _unknown_key(verb: str, name: str) -> ConfigError:
-    known = sorted(set(_keys(verb)) | set(_groups()))
-    section = name.split(".")[0]
-    same = [key for key in known if key.startswith(f"{section}.")] if "." in name else []
-    if section == "hydra":
-        return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')
-    if name in known:
-        return ConfigError(
-            f'"{name}" is a key of {_owners(name)}, which is not chosen; choose it, or leave the key out.'
-        )
-    valid = same or [key for key in known if "." not in key]
-    return ConfigError(f'unknown key "{name}".{nearest(name, same or known)} Valid: {", ".join(valid)}.')
-
-
-def _owners(name: str) -> str:
-    """The options of a group that have the key `name`: "optim=sgd or optim=rmsprop"."""
-    import dataclasses
-
-    from cifarbench.config.load import CHOICES
-
-    section, _, key = name.partition(".")
-    table = CHOICES.get(section, {})
-    names = [option for option, cls in table.items() if key in {field.name for field in dataclasses.fields(cls)}]
-    return " or ".join(f"{section}={option}" for option in names) or f"another {section}"
-
-
-def _groups() -> list[str]:
-    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
-
-
-def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
-
-
-def _keys(verb: str) -> Iterator[str]:
-    """Every dotted key that the verb knows, whichever options are chosen."""
-    import dataclasses
-    import typing
-
-    from cifarbench.config.load import CHOICES, VERBS
-
-    for field in dataclasses.fields(VERBS[verb]):
-        hint = typing.get_type_hints(VERBS[verb])[field.name]
-        sections = CHOICES[field.name].values() if field.name in CHOICES else [hint]
-        for section in sections:
-            if dataclasses.is_dataclass(section):
-                yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(section))
-            else:
-                yield field.name

@@ -188,7 +188,7 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
     """
     import hydra
 
-    from cifarbench.commands.hydra_app import conf_dir
+    from cifarbench.commands.names import conf_dir
     from cifarbench.reporting.sweep import print_plan, print_table, watch, write_tables
 
     sweep = Sweep(verb, arguments)

@@ -1,0 +1,102 @@
+"""The names that a command line may hold (groups, their options, keys), and what is said of one that is unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cifarbench.config.keys import nearest, unknown
+from cifarbench.config.load import CHOICES, VERBS
+from cifarbench.errors import ConfigError
+
+GLOBAL_GROUPS = ("experiment", "debug")  # groups whose options set keys of other groups
+_PLAIN = re.compile(r"([A-Za-z_]\w*)(\.[\w.]*)?=(.*)", re.DOTALL)
+# Words beside which only Hydra knows every name: they add the user's own, or ask for what may come next.
+_HYDRA_KNOWS = ("--config-", "-cd", "-cp", "-cn", "hydra.searchpath", "plugins=", "--shell-completion", "-sc")
+
+
+def conf_dir() -> Path:
+    """The folder of YAML defaults: `conf/` beside the package in a checkout, inside the package in a wheel."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def groups() -> list[str]:
+    """The names of all config groups."""
+    return sorted(path.name for path in conf_dir().iterdir() if path.is_dir())
+
+
+def options(group: str) -> list[str]:
+    """The names of a group's options; `group` may be nested, as `hydra/launcher`."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def check_names(verb: str, arguments: Sequence[str]) -> None:
+    """Refuse a misspelt section or option at once: composing, which would refuse it too, takes Hydra half a second.
+
+    Raises:
+        ConfigError: `optm=adamw` or `optm.lr=1` (no such section), or `model=vgh` (no such option).
+    """
+    if any(argument.startswith(_HYDRA_KNOWS) for argument in arguments):
+        return
+    sections = {*_sections(verb), "hydra", "sweep"}
+    for argument in arguments:
+        plain = _PLAIN.fullmatch(argument)
+        if not plain:
+            continue
+        section, key, values = plain.groups()
+        if section not in sections:
+            raise unknown_key(verb, section + (key or ""))
+        if section in groups() and key is None and section != "hydra":
+            for value in values.split(","):
+                if value.isidentifier() and value not in (*options(section), "null"):
+                    raise unknown_option(section, value)
+
+
+def unknown_option(group: str, name: str) -> ConfigError:
+    """The error for an option that a group does not have."""
+    return unknown(f"option for `{group.removeprefix('hydra/')}`:", name, options(group))
+
+
+def unknown_key(verb: str, name: str) -> ConfigError:
+    """The error for a key that the verb's config does not have: unknown, or of an option that is not chosen."""
+    known = sorted({*_keys(verb), *_sections(verb)})
+    section = name.split(".")[0]
+    same = [key for key in known if key.startswith(f"{section}.")] if "." in name else []
+    if section == "hydra":
+        return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')
+    if name in known:
+        return ConfigError(
+            f'"{name}" is a key of {_owners(name)}, which is not chosen; choose it, or leave the key out.'
+        )
+    valid = same or [key for key in known if "." not in key]
+    return ConfigError(f'unknown key "{name}".{nearest(name, same or known)} Valid: {", ".join(valid)}.')
+
+
+def _owners(name: str) -> str:
+    """The options of a group that have the key `name`: "optim=sgd or optim=rmsprop"."""
+    section, _, key = name.partition(".")
+    table = CHOICES.get(section, {})
+    names = [option for option, cls in table.items() if key in {field.name for field in dataclasses.fields(cls)}]
+    return " or ".join(f"{section}={option}" for option in names) or f"another {section}"
+
+
+def _sections(verb: str) -> set[str]:
+    """What may stand before the first dot: the fields of the verb's config, and the groups that set several."""
+    fields = {field.name for field in dataclasses.fields(VERBS[verb])}
+    return fields | set(GLOBAL_GROUPS if "trainer" in fields else ())
+
+
+def _keys(verb: str) -> Iterator[str]:
+    """Every dotted key that the verb knows, whichever options are chosen."""
+    hints = typing.get_type_hints(VERBS[verb])
+    for field in dataclasses.fields(VERBS[verb]):
+        for section in CHOICES[field.name].values() if field.name in CHOICES else [hints[field.name]]:
+            if dataclasses.is_dataclass(section):
+                yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(section))
+            else:
+                yield field.name
