@@ -13,13 +13,13 @@ from torch import nn
 
 from cifarbench import runs
 from cifarbench.compute import Compute, choose_compute, make_deterministic
-from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import CLASSES
 from cifarbench.data.synthetic import CLASSES as DRAWN_CLASSES
 from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.evaluation.predict import Statistics
 from cifarbench.training import checkpoint
+from cifarbench.training.resume import stored_config
 from cifarbench.training.session import build_model
 
 
@@ -114,21 +114,12 @@ def restore(path: Path, root: str | None = None) -> Trained:
         IntegrityError: the file is damaged, hostile, or does not fit the model that it names.
     """
     state = checkpoint.load(path)
-    config = _config(state, path, root)
+    config = stored_config(state, path)
+    config = dataclasses.replace(config, data=without_addresses(config.data, root))
     passport = checkpoint.passport_of(path, state)
     model = build_model(config)
     checkpoint.load_weights(model, checkpoint.tested_weights(state), path)
     return Trained(path, config, passport, model.eval(), state)
-
-
-def _config(state: dict[str, Any], path: Path, root: str | None) -> TrainConfig:
-    try:
-        config = load(TrainConfig, state["config"])
-    except ConfigError as error:
-        raise IntegrityError(
-            f"{path} holds a config that is not ours: {error} If the model is your own, add plugins=[FILE]."
-        ) from error
-    return dataclasses.replace(config, data=without_addresses(config.data, root))
 
 
 def without_addresses(data: Any, root: str | None) -> Any:

@@ -49,19 +49,22 @@ def resume(training: Training, run: runs.RunDirectory) -> str | None:
 
 def check_same_run(state: dict[str, Any], config: TrainConfig, passport: dict[str, Any], path: Path) -> None:
     """Raise IntegrityError, listing the differences, where a checkpoint belongs to another config or dataset."""
-    lines = differences(_stored(state, path), config) + _other_images(state, passport, path)
+    lines = differences(stored_config(state, path), config) + _other_images(state, passport, path)
     if lines:
         raise IntegrityError(
             f"{path} belongs to another run: {'; '.join(lines)}. Start a new run directory, ask for the same, or set "
-            "trainer.fork to go on from it with another config in a new directory."
+            "trainer.fork to start one from its weights with another config."
         )
 
 
-def _stored(state: dict[str, Any], path: Path) -> TrainConfig:
+def stored_config(state: dict[str, Any], path: Path) -> TrainConfig:
+    """The config in a loaded state; IntegrityError where it is none of ours."""
     try:
         return load(TrainConfig, state["config"])
     except ConfigError as error:
-        raise IntegrityError(f"{path} holds a config that is not ours: {error}") from error
+        raise IntegrityError(
+            f"{path} holds a config that is not ours: {error} If the model is your own, add plugins=[FILE]."
+        ) from error
 
 
 def _other_images(state: dict[str, Any], passport: dict[str, Any], path: Path) -> list[str]:
@@ -112,7 +115,7 @@ def _fork(training: Training, source: Path) -> str:
         IntegrityError: it is damaged, of another model, or was trained on other images, perhaps on these test images.
     """
     path, state = _origin(source)
-    lines = differences(_stored(state, path).model, training.config.model, "model")
+    lines = differences(stored_config(state, path).model, training.config.model, "model")
     lines += _other_images(state, training.setting.passport, path)
     if lines:
         raise IntegrityError(f"{path} cannot be forked: {'; '.join(lines)}. A fork keeps the model and the split.")
