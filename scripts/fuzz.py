@@ -27,6 +27,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a pool of threads would not survive the fork
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import warm
 from fuzzing import cage, corpus, lines
 from fuzzing.case import Case, from_json
 from fuzzing.files import Spoiler
@@ -78,7 +79,7 @@ def draw_case(seed: int, number: int, spoiler: Spoiler) -> Case:
     return lines.draw_case(draw) if draw.random() < _LINES_SHARE else spoiler.draw_case(draw)
 
 
-def run_case(case: Case, records: Path, box: Path, limit: float, main: cage.Main = command) -> cage.Ended:
+def run_case(case: Case, records: Path, box: Path, limit: float, main: warm.Main = command) -> cage.Ended:
     """Run a case in the folder `box`, which is made and removed."""
     shutil.rmtree(box, ignore_errors=True)
     cwd = box / "work" / "cwd"

@@ -38,10 +38,7 @@ WAYS = ("moment", "call", "write")
 _BASE = [
     "data=synthetic",
     "data.size=1200",
-    "model=simple_cnn",
-    "model.first_widths=[8,8]",
-    "model.second_widths=[8,8]",
-    "model.spatial_dropout=[0.0,0.0]",
+    *warm.SMALL_CNN,
     "model.dropout=0.2",
     "augment=mixup",
     "scheduler=onecycle",

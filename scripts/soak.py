@@ -28,7 +28,7 @@ import warm
 
 _BASE = ["data=synthetic", "data.size=1200", "trainer.threads=1", "trainer.progress=none", "trainer.checkpoint_every=3"]
 _MODELS = [
-    ["model=simple_cnn", "model.first_widths=[8,8]", "model.second_widths=[8,8]", "model.spatial_dropout=[0.0,0.0]"],
+    warm.SMALL_CNN,
     ["model=resnet", "model.blocks=[1,1]", "model.widths=[8,16]"],
     ["model=vgg", "model.depth=11", "model.width=0.0625"],
     ["model=efficientnet_lite", "model.width=0.2", "model.depth=0.2"],
@@ -224,8 +224,8 @@ def inconsistencies(run: Path) -> list[str]:
     if abs(right - test["accuracy"]) > 1e-9 or abs(np.trace(matrix) / matrix.sum() - test["accuracy"]) > 1e-9:
         found.append("predictions, confusion matrix and accuracy differ")
     state = load(run / "checkpoints" / f"{manifest['tested']}.pt")
-    if not manifest.get("weights") or not tensor_hash(tested_weights(state)):
-        found.append("the tested weights are not named")
+    if tensor_hash(tested_weights(state)) != manifest["weights"]:
+        found.append("the tested weights are not those of the checkpoint")
     return [*found, *_doubled_events(run)]
 
 

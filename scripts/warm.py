@@ -10,8 +10,17 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+Main = Callable[[Sequence[str]], int]
+SMALL_CNN = [
+    "model=simple_cnn",
+    "model.first_widths=[8,8]",
+    "model.second_widths=[8,8]",
+    "model.spatial_dropout=[0.0,0.0]",
+]
 
 
 def import_everything() -> None:
@@ -41,6 +50,8 @@ def start(argv: Sequence[str], cwd: Path, log: Path, prepare: Callable[[], None]
         return pid
     code = 1
     try:
+        from cifarbench.cli import main
+
         os.setsid()
         os.chdir(cwd)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -48,24 +59,23 @@ def start(argv: Sequence[str], cwd: Path, log: Path, prepare: Callable[[], None]
         os.dup2(handle, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", buffering=1, encoding="utf-8")
         prepare()
-        code = _call(argv)
+        code = called(main, argv)
         sys.stdout.flush()
     finally:
         os._exit(code & 0xFF)
 
 
-def _call(argv: Sequence[str]) -> int:
-    import traceback
-
-    from cifarbench.cli import main
-
+def called(main: Main, argv: Sequence[str]) -> int:
+    """The exit code that the interpreter would make of `sys.exit(main(argv))`."""
     try:
-        return int(main(list(argv)) or 0)
+        return int(main(argv) or 0)
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+        if leaving.code is None or isinstance(leaving.code, int):
+            return leaving.code or 0
+        print(leaving.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
-        return 1
+    return 1
 
 
 def wait(pid: int, seconds: float, number: int = signal.SIGKILL) -> int | None:

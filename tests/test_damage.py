@@ -5,40 +5,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
+import damage
+from conftest import SCRIPTS, python
 from test_checkpoint import state
 
 from cifarbench.training import checkpoint
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 OPTIONS = argparse.Namespace(flips=60, truncations=12, others=15, commands=0, seed=5)
 
 
-@pytest.fixture
-def damage(monkeypatch):
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import damage
-
-    return damage
-
-
-def test_a_short_run_of_the_script_misses_nothing():
+def test_a_short_run_of_the_script_misses_nothing(tmp_path):
     words = ["--flips", "90", "--truncations", "30", "--others", "30", "--commands", "3", "--seed", "4"]
-    done = subprocess.run([sys.executable, SCRIPTS / "damage.py", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith("seed 4\n")
-    assert done.stdout.endswith("153 damaged files, 153 noticed, 0 missed\n")
-    counts = re.findall(r"(\d+) of (\d+)", done.stdout)
+    done = python(SCRIPTS / "damage.py", *words, cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert done.out.startswith("seed 4\n")
+    assert done.out.endswith("153 damaged files, 153 noticed, 0 missed\n")
+    counts = re.findall(r"(\d+) of (\d+)", done.out)
     assert sum(int(number) for _, number in counts) == 153
-    assert "cifarbench eval" in done.stdout
+    assert "cifarbench eval" in done.out
 
 
-def test_a_loader_that_takes_everything_is_found_out(damage, tmp_path, capsys):
+def test_a_loader_that_takes_everything_is_found_out(tmp_path, capsys):
     whole = checkpoint.sealed_bytes({"schema": checkpoint.SCHEMA, **state()})
     done, noticed = damage.damage_all({"sgd": whole}, OPTIONS, tmp_path / "x.pt", lambda path: {})
     assert (done.total(), noticed.total()) == (87, 0)
@@ -46,7 +35,7 @@ def test_a_loader_that_takes_everything_is_found_out(damage, tmp_path, capsys):
     assert "87 damaged files, 0 noticed, 87 missed" in capsys.readouterr().out
 
 
-def test_a_loader_that_misses_one_region_is_found_out(damage, tmp_path):
+def test_a_loader_that_misses_one_region_is_found_out(tmp_path):
     whole = checkpoint.sealed_bytes({"schema": checkpoint.SCHEMA, **state()})
     comment = damage.regions(whole)["comment"][0][0]
 
@@ -60,7 +49,7 @@ def test_a_loader_that_misses_one_region_is_found_out(damage, tmp_path):
     assert missed == {"flip in comment"}
 
 
-def test_the_regions_cover_the_file_but_for_what_lies_between_entries(damage):
+def test_the_regions_cover_the_file_but_for_what_lies_between_entries():
     whole = checkpoint.sealed_bytes({"schema": checkpoint.SCHEMA, **state()})
     places = sorted(place for found in damage.regions(whole).values() for place in found)
     assert all(stop <= start for (_, stop), (start, _) in itertools.pairwise(places))
@@ -69,7 +58,7 @@ def test_the_regions_cover_the_file_but_for_what_lies_between_entries(damage):
     assert sum(stop - start for start, stop in places) > 0.9 * len(whole)
 
 
-def test_every_damage_changes_the_file_and_follows_from_the_seed(damage):
+def test_every_damage_changes_the_file_and_follows_from_the_seed():
     whole = checkpoint.sealed_bytes({"schema": checkpoint.SCHEMA, **state()})
     first, second = (list(damage.damages(damage.random.Random(9), whole, OPTIONS, 1)) for _ in range(2))
     assert first == second

@@ -1,23 +1,16 @@
-"""scripts/fuzz.py: a hundred spoilt commands keep every promise, and the fuzzer notices one that does not."""
+"""scripts/fuzz.py: two dozen spoilt commands keep every promise, and the fuzzer notices one that does not."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
-def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run a script as a user does."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=400)
+from conftest import SCRIPTS, python
+from fuzzing.case import Case, from_json
+from fuzzing.files import Spoiler
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +21,9 @@ def records(tmp_path_factory) -> Path:
 
 def test_two_dozen_spoilt_commands_keep_every_promise(records, tmp_path):
     words = ["--cases", "24", "--seed", "11", "--limit", "60", "--corpus", records, "--failures", tmp_path / "failures"]
-    done = python(SCRIPTS / "fuzz.py", *words)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^24 cases of seed 11 from 0 on in \d+ s: 0 failed;", done.stdout, re.MULTILINE)
+    done = python(SCRIPTS / "fuzz.py", *words, cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert re.search(r"^24 cases of seed 11 from 0 on in \d+ s: 0 failed;", done.out, re.MULTILINE)
     assert not (tmp_path / "failures").exists()
 
 
@@ -44,9 +37,9 @@ def caged(body: str, tmp_path: Path, limit: float = 20, network: bool = False) -
         f"ended = cage.run(main, ['eval'], cwd, [cwd.parent / 'named'], {limit}, {network})\n"
         "print(json.dumps(dataclasses.asdict(ended)))\n"
     )
-    done = python(tmp_path / "planted.py", tmp_path)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    done = python(tmp_path / "planted.py", tmp_path, cwd=tmp_path)
+    assert done.code == 0, done.err
+    return json.loads(done.out)
 
 
 @pytest.mark.parametrize(
@@ -93,24 +86,19 @@ def test_what_is_allowed_is_no_offence(tmp_path):
     assert (ended["code"], ended["broken"], ended["err"]) == (5, [], "no network\n")
 
 
-def test_a_kept_case_is_the_same_case_again(records, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    from fuzzing.case import Case, from_json
-
+def test_a_kept_case_is_the_same_case_again(records, tmp_path):
     case = Case(
         "data", "word", ("data", "check", "data.root=batches", "\udcff"), ("batches",), {"a/b": b"\xff", "c": None}
     )
     assert from_json(case.to_json(broken=("hang",))) == case
     (tmp_path / "case.json").write_text(case.to_json())
-    done = python(SCRIPTS / "fuzz.py", "--corpus", records, "--replay", tmp_path / "case.json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "exit code 2" in done.stdout
+    done = python(SCRIPTS / "fuzz.py", "--corpus", records, "--replay", tmp_path / "case.json", cwd=tmp_path)
+    assert done.code == 0, done.out + done.err
+    assert "exit code 2" in done.out
 
 
-def test_a_case_is_a_function_of_its_seed_and_number(records, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import fuzz
-    from fuzzing.files import Spoiler
+def test_a_case_is_a_function_of_its_seed_and_number(records):
+    import fuzz  # which settles the threads of its process
 
     spoiler = Spoiler(records)
     first, second = ([fuzz.draw_case(3, number, spoiler) for number in range(80)] for _ in range(2))

@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import kill
 import pytest
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def kill(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import kill
-
-    return kill
+from conftest import SCRIPTS, python
 
 
 def test_a_few_kills_of_every_way_leave_no_trace(tmp_path):
-    words = [str(SCRIPTS / "kill.py"), "--kills", "6", "--seed", "1", "--only", "muon-ema-bf16", "--folder", "runs"]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    words = ["--kills", "6", "--seed", "1", "--only", "muon-ema-bf16", "--folder", "runs"]
+    done = python(SCRIPTS / "kill.py", *words, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.code == 0, done.out + done.err
+    counts = json.loads(next(line for line in done.out.splitlines() if line.startswith("{")))
     assert counts["kills"] == 6
     assert counts["faults"] == 0
 
 
-def test_another_end_is_noticed(kill, two_runs, tmp_path):
+def test_another_end_is_noticed(two_runs, tmp_path):
     reference = kill.ending(two_runs[0])
     copy = Path(shutil.copytree(two_runs[0], tmp_path / "copy"))
     assert kill.mismatches(copy, reference) == []
@@ -48,7 +29,7 @@ def test_another_end_is_noticed(kill, two_runs, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.yaml", "checkpoints/last.pt"])
-def test_an_unreadable_directory_is_noticed(kill, two_runs, tmp_path, name):
+def test_an_unreadable_directory_is_noticed(two_runs, tmp_path, name):
     copy = Path(shutil.copytree(two_runs[0], tmp_path / "copy"))
     assert kill.unreadable(copy) == []
     path = copy / name

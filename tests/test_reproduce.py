@@ -17,23 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reproduce
+import results
 import torch
 import yaml
-from conftest import Result, manifest_of, rows_of, wait_until
+from conftest import SCRIPTS, Result, manifest_of, rows_of, wait_until
 from scipy import stats
+from table.progress import Entry, seconds_left
+from table.records import read_records, record_of, write_note
+from table.rows import PROFILES, Job, Plan, Row, read_rows
+from table.rows import rows_of as rows_in
+from table.standing import Asked, standing
 
 from cifarbench.training.checkpoint import load, tensor_hash
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-
-import reproduce  # noqa: E402
-import results  # noqa: E402
-from table.progress import Entry, seconds_left  # noqa: E402
-from table.records import read_records, record_of, write_note  # noqa: E402
-from table.rows import PROFILES, Job, Plan, Row, read_rows  # noqa: E402
-from table.rows import rows_of as rows_in  # noqa: E402
-from table.standing import Asked, standing  # noqa: E402
 
 SMALL = (
     "data=synthetic data.size=600 model.first_widths=[8,8] model.second_widths=[8,8] model.spatial_dropout=[0.0,0.0] "

@@ -3,38 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import manifest_of
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-@pytest.fixture
-def soak(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    import soak
-
-    return soak
+import soak
+from conftest import SCRIPTS, manifest_of, python
 
 
 def test_a_few_seconds_of_random_work_leave_everything_in_order(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "soak.py"), "--minutes", "0.08", "--seed", "5", "--folder", "work"],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    words = ["--minutes", "0.08", "--seed", "5", "--folder", "work"]
+    done = python(SCRIPTS / "soak.py", *words, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert done.code == 0, done.out + done.err
+    counts = json.loads(next(line for line in done.out.splitlines() if line.startswith("{")))
     assert counts["work"] > 0
     assert counts["faults"] == 0
 
@@ -49,17 +30,18 @@ def rewrite(path: Path, **changes: object) -> None:
         (lambda run: (run / "confusion_matrix.csv").unlink(), "confusion_matrix.csv is missing"),
         (lambda run: rewrite(run / "test.json", accuracy=0.5), "differ in the test"),
         (lambda run: rewrite(run / "test.json", confusion_matrix=[[1] * 10] * 10), "predictions, confusion matrix"),
+        (lambda run: rewrite(run / "run.json", weights="0" * 64), "not those of the checkpoint"),
         (lambda run: (run / "metrics.jsonl").write_text((run / "metrics.jsonl").read_text() * 2), "the steps are"),
     ],
 )
-def test_what_does_not_agree_is_noticed(soak, two_runs, tmp_path, spoil, fault):
+def test_what_does_not_agree_is_noticed(two_runs, tmp_path, spoil, fault):
     run = Path(shutil.copytree(two_runs[0], tmp_path / "run"))
     assert soak.inconsistencies(run) == []
     spoil(run)
     assert any(fault in found for found in soak.inconsistencies(run))
 
 
-def test_a_run_that_did_not_end_is_noticed(soak, two_runs, tmp_path):
+def test_a_run_that_did_not_end_is_noticed(two_runs, tmp_path):
     run = Path(shutil.copytree(two_runs[0], tmp_path / "run"))
     rewrite(run / "run.json", status="running")
     work = soak.Soak(tmp_path, None)

@@ -12,12 +12,13 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Main = Callable[[Sequence[str]], int]
+import warm
+
 DOCUMENTED = {0, 2, 3, 4, 5, 130, 138, 143}
 CANARY = "canary"
 _MEMORY_BYTES = 4 << 30  # that a case may take beyond its warm parent
@@ -45,7 +46,7 @@ class Ended:
     broken: tuple[str, ...]
 
 
-def run(main: Main, argv: Sequence[str], cwd: Path, named: Sequence[Path], limit: float, network: bool) -> Ended:
+def run(main: warm.Main, argv: Sequence[str], cwd: Path, named: Sequence[Path], limit: float, network: bool) -> Ended:
     """Fork, call `main(argv)` in `cwd` as the console script would, and judge what happened.
 
     Args:
@@ -140,7 +141,7 @@ def _text(path: Path) -> str:
 # --- in the child ----------------------------------------------------------------------------------------------------
 
 
-def _child(main: Main, argv: Sequence[str], cwd: Path, named: Sequence[Path], files: dict[str, Path]) -> None:
+def _child(main: warm.Main, argv: Sequence[str], cwd: Path, named: Sequence[Path], files: dict[str, Path]) -> None:
     code = 1
     try:
         os.setsid()
@@ -148,7 +149,7 @@ def _child(main: Main, argv: Sequence[str], cwd: Path, named: Sequence[Path], fi
         _settle(cwd, files)
         _limit_resources()
         _Guard(cwd, named, files["offences"]).install()
-        code = _called(main, argv)
+        code = warm.called(main, argv)
         for thread in threading.enumerate():  # the interpreter waits for these too
             if thread is not threading.main_thread() and not thread.daemon:
                 thread.join()
@@ -159,19 +160,6 @@ def _child(main: Main, argv: Sequence[str], cwd: Path, named: Sequence[Path], fi
         traceback.print_exc()
     finally:
         os._exit(code & 0xFF)
-
-
-def _called(main: Main, argv: Sequence[str]) -> int:
-    """What the interpreter would make of `sys.exit(main(argv))`."""
-    try:
-        return int(main(argv) or 0)
-    except SystemExit as leaving:
-        if leaving.code is None or isinstance(leaving.code, int):
-            return leaving.code or 0
-        print(leaving.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    return 1
 
 
 def _settle(cwd: Path, files: dict[str, Path]) -> None:

@@ -99,8 +99,8 @@ def _date(manifest: dict[str, Any], directory: Path) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime((directory / "predictions.npz").stat().st_mtime))
 
 
-def write_record(job: Job, folder: Path) -> bool:
-    """Write the record of a job's finished run below `folder` unless it is there already; True where it was written.
+def write_record(job: Job, folder: Path) -> dict[str, Any]:
+    """Write the record of a job's finished run below `folder`, unless that very record is there already; returns it.
 
     Raises:
         IntegrityError: the run's files are damaged.
@@ -110,11 +110,10 @@ def write_record(job: Job, folder: Path) -> bool:
     except (KeyError, TypeError, OSError) as error:
         raise IntegrityError(f"{job.directory} is not a finished run ({type(error).__name__}: {error}).") from error
     target = folder / job.record
-    if target.is_file() and json.loads(target.read_text(encoding="utf-8")) == record:
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(target, record)
-    return True
+    if not target.is_file() or json.loads(target.read_text(encoding="utf-8")) != record:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(target, record)
+    return record
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from cifarbench.config.durations import seconds
 from cifarbench.errors import IntegrityError
 from cifarbench.training.signals import StopRequest
 from table.progress import Entry, look
-from table.records import ROOT, record_of, write_note, write_record
+from table.records import ROOT, write_note, write_record
 from table.rows import Job
 from table.standing import Asked, is_finished, set_aside, standing
 
@@ -51,9 +51,8 @@ def reuse(entries: Sequence[Entry], asked: Asked, records: Path, say: Callable[[
 
 def finish(entry: Entry, records: Path) -> None:
     """Take a finished run's result into its entry and its record."""
-    write_record(entry.job, records)
-    values = record_of(entry.job, entry.job.directory)
-    entry.status, entry.accuracy = "done", values["test"]["accuracy"]
+    entry.accuracy = write_record(entry.job, records)["test"]["accuracy"]
+    entry.status = "done"
     entry.seconds = runs.read_manifest(entry.job.directory)["timing"]["cold"]
     entry.share = 1.0
 
