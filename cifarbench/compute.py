@@ -65,10 +65,13 @@ def _cpu_has_bf16() -> bool:
     return any({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()) for line in _cpu_lines("flags", "Features"))
 
 
-def make_deterministic(wanted: bool) -> None:
-    """Allow only kernels that repeat bit for bit, or all of them."""
+def make_deterministic(wanted: bool, compiles: bool = False) -> None:
+    """Allow only kernels that repeat bit for bit, or all of them; of the compiler's choices too where it `compiles`."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    if compiles:
+        torch.use_deterministic_algorithms(wanted, warn_only=True)
+    else:  # the same switch, but the call above imports the compiler to tell it, which takes seconds
+        torch.set_deterministic_debug_mode("warn" if wanted else "default")
     torch.backends.cudnn.deterministic = wanted
     torch.backends.cudnn.benchmark = not wanted
     # Filling fresh memory guards against reading it unwritten, which no kernel of ours does; it costs time.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import TINY, python
 from torch import nn
 
 from cifarbench.commands.hydra_app import compose
@@ -81,3 +82,34 @@ def test_steps_follow_the_papers(name, formula):
         layer.weight.grad = grad.clone()
         optimizer.step()
     torch.testing.assert_close(layer.weight.detach().double(), expected, rtol=1e-4, atol=1e-6)
+
+
+COMPILER_LEFT_OUT = """
+import sys, torch
+from torch import nn
+from cifarbench.cli import main
+from cifarbench.commands.hydra_app import compose
+from cifarbench.config.load import load
+from cifarbench.config.schema import TrainConfig
+from cifarbench.optim.optimizers import build_optimizer
+
+for name in ("sgd", "adam", "adamw", "rmsprop", "muon"):
+    config = load(TrainConfig, compose("train", [f"optim={name}"])).optim
+    model = nn.Linear(4, 2)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(model, config, torch.device("cpu"))
+    model(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert not torch.equal(model.weight, before) and model.weight.grad is None, name
+    assert type(optimizer).__name__.lower() == name
+assert main(sys.argv[1:]) == 0
+print([name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor"))])
+"""
+
+
+def test_a_run_that_compiles_nothing_does_not_load_the_compiler(tmp_path):
+    ended = python("-c", COMPILER_LEFT_OUT, "train", *TINY, "trainer.epochs=1", cwd=tmp_path)
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-1] == "[]"

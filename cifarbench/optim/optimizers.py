@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from cifarbench.config.optim import AdamConfig, MuonConfig, RMSpropConfig, SGDConfig
+from cifarbench.optim import eager
 from cifarbench.optim.muon import Muon
 
 PlainConfig = SGDConfig | AdamConfig | RMSpropConfig
@@ -66,7 +68,8 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     if isinstance(config, MuonConfig):
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        return Muon(
+        return eager.make(
+            Muon,
             muon_groups(model, config),
             config.lr,
             momentum=config.momentum,
@@ -77,8 +80,8 @@ def _optimizer(
     groups = parameter_groups(model, config)
     fused = device.type in ("cpu", "cuda")
     if isinstance(config, SGDConfig):
-        return torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
+        return eager.make(SGD, groups, config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=fused)
     if isinstance(config, RMSpropConfig):
-        return torch.optim.RMSprop(groups, config.lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum)
-    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
-    return kind(groups, config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        return eager.make(RMSprop, groups, config.lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum)
+    kind = AdamW if config.name == "adamw" else Adam
+    return eager.make(kind, groups, config.lr, betas=config.betas, eps=config.eps, fused=fused)

@@ -43,7 +43,7 @@ def prepare(config: TrainConfig, parts: Parts, observer: Observer) -> Training:
     trainer = config.trainer
     check_sizes(config, parts, World())
     compute = choose_compute(trainer.device, trainer.precision, trainer.threads)
-    make_deterministic(trainer.deterministic)
+    make_deterministic(trainer.deterministic, trainer.compile)
     statistics = channel_statistics(parts.train.images)
     model = build_model(config)
     fit_stems(model, normalise(parts.train.images[:SAMPLE], *statistics))

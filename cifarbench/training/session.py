@@ -78,7 +78,7 @@ def train(
     """
     trainer = config.trainer
     compute = choose_compute(trainer.device, trainer.precision, trainer.threads, world.local_rank)
-    make_deterministic(trainer.deterministic)
+    make_deterministic(trainer.deterministic, trainer.compile)
     parts = split(data, config.split)
     check_sizes(config, parts, world)
     started = clock.elapsed()
