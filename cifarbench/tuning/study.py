@@ -146,10 +146,12 @@ def _place(study: optuna.Study, number: int) -> int:
 
 def importance(study: optuna.Study) -> dict[str, float]:
     """How much each key matters for the result, in shares of 1; {} while there are too few trials to say."""
-    try:
-        return optuna.importance.get_param_importances(study)
-    except (RuntimeError, ValueError):
-        return {}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*importances will be equal", UserWarning)  # it cannot tell them apart yet
+        try:
+            return optuna.importance.get_param_importances(study)
+        except (RuntimeError, ValueError, UserWarning):
+            return {}
 
 
 def ended(study: optuna.Study) -> list[FrozenTrial]:
