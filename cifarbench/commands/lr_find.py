@@ -22,28 +22,34 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     from cifarbench.reporting.figures import save
     from cifarbench.reporting.rates import print_suggestions, rate_figure
     from cifarbench.reporting.results import caption
-    from cifarbench.training.lr_range import fall, range_test, suggestions
-    from cifarbench.training.probe import Losses, prepare
+    from cifarbench.training.lr_range import range_test, suggestions
+    from cifarbench.training.probe import Losses, facts, prepare
 
     data = load_images(config.data, print)
     parts = split(data, config.split)
     losses = Losses()
     curve = range_test(prepare(config, parts, losses), losses, config.start, config.end, config.steps)
     found = {name: float(f"{rate:.2g}") for name, rate in suggestions(curve).items()}
-    commands = {name: rate_overrides(config.optim, rate) for name, rate in found.items()}
+    report = {**facts(config, data, parts), **_report(config, curve, found)}
     note = caption(data.name, parts.name, parts.fingerprint)
     title = f"{config.model.name} · {config.optim.name} · batch {config.trainer.batch_size}"
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     stem = out / f"{config.model.name}-{config.optim.name}"
+    write_json(stem.with_suffix(".json"), report)
+    save(rate_figure(curve.rates, curve.losses, curve.smoothed, found, title, note), stem.with_suffix(".png"))
+    paths = [shown_path(stem.with_suffix(kind)) for kind in (".png", ".json")]
+    print_suggestions(title, note, report, paths)
+    return 0
+
+
+def _report(config: LRFindConfig, curve: Any, found: dict[str, float]) -> dict[str, Any]:
+    from cifarbench.training.lr_range import fall
+
+    commands = {name: rate_overrides(config.optim, rate) for name, rate in found.items()}
     points = zip(curve.rates, curve.losses, curve.smoothed, strict=True)
-    report = {
-        "dataset": {"name": data.name, "fingerprint": data.fingerprint},
-        "split": {"name": parts.name, "fingerprint": parts.fingerprint},
-        "model": config.model.name,
-        "optim": config.optim.name,
+    return {
         "batch_size": config.trainer.batch_size,
-        "seed": config.seed,
         "ended": curve.ended,
         "fall": fall(curve),
         "suggestions": found,
@@ -51,11 +57,6 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
         "override": commands[_CHOSEN],
         "points": [{"lr": rate, "loss": loss, "smoothed": smooth} for rate, loss, smooth in points],
     }
-    write_json(stem.with_suffix(".json"), report)
-    save(rate_figure(curve.rates, curve.losses, curve.smoothed, found, title, note), stem.with_suffix(".png"))
-    paths = [shown_path(stem.with_suffix(kind)) for kind in (".png", ".json")]
-    print_suggestions(title, note, report, paths)
-    return 0
 
 
 def rate_overrides(optim: Any, rate: float) -> str:

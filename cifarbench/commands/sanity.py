@@ -22,7 +22,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     from cifarbench.reporting.figures import save
     from cifarbench.reporting.results import caption
     from cifarbench.training.observer import Observer
-    from cifarbench.training.probe import prepare
+    from cifarbench.training.probe import facts, prepare
     from cifarbench.training.sanity import run_checks
 
     data = load_images(config.data, print)
@@ -41,16 +41,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     gradients = next(check.values for check in checks if check.name == "gradients")
     save(gradient_figure((gradients or {})["rms"], title, note), Path(f"{stem}-gradients.png"))
     passed = all(check.passed for check in checks)
-    report = {
-        "dataset": {"name": data.name, "fingerprint": data.fingerprint},
-        "split": {"name": parts.name, "fingerprint": parts.fingerprint},
-        "model": config.model.name,
-        "optim": config.optim.name,
-        "seed": config.seed,
-        "passed": passed,
-        "checks": [dataclasses.asdict(check) for check in checks],
-    }
-    write_json(Path(f"{stem}-sanity.json"), report)
+    outcome = {"passed": passed, "checks": [dataclasses.asdict(check) for check in checks]}
+    write_json(Path(f"{stem}-sanity.json"), {**facts(config, data, parts), **outcome})
     names = ("inputs.png", "gradients.png", "sanity.json")
     print_checks(title, note, checks, [shown_path(Path(f"{stem}-{name}")) for name in names])
     return 0 if passed else 1

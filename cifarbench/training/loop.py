@@ -6,10 +6,8 @@ A step is a function of the weights, the seed and its own number: order, augment
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +16,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifarbench.config.durations import RunLength
-from cifarbench.config.load import to_plain
 from cifarbench.config.optim import PlateauConfig
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import Augment
 from cifarbench.data.batches import epoch_order, steps_per_epoch
 from cifarbench.data.image_ops import shrink
 from cifarbench.data.random import Draws
-from cifarbench.errors import IntegrityError, Interrupted, NonFiniteError
+from cifarbench.errors import Interrupted, NonFiniteError
 from cifarbench.evaluation.metrics import loss_and_accuracy
 from cifarbench.evaluation.predict import EVAL_BATCH, predict
 from cifarbench.models.whitening import Whitening
@@ -39,6 +36,7 @@ from cifarbench.training.observer import Observer, StepReport
 from cifarbench.training.phases import Phases
 from cifarbench.training.setting import Progress, Setting
 from cifarbench.training.signals import StopRequest
+from cifarbench.training.state import state_of
 from cifarbench.training.sync_norm import synchronise_norms
 
 
@@ -248,7 +246,7 @@ class Training:
         """The model whose weights are validated and tested."""
         return self.ema.module if self.ema else self.model
 
-    # --- health, reports, state ----------------------------------------------------------------------------------
+    # --- health and reports ----------------------------------------------------------------------------------
 
     def _report_step(self, loss: Tensor, lr: float, share: float) -> None:
         progress = self.progress
@@ -277,41 +275,9 @@ class Training:
         self.progress.totals = self._sums()
         if not self.setting.world.is_first:
             return
-        checkpoint.save(self.state(), self.setting.checkpoints / "last.pt")
+        checkpoint.save(state_of(self), self.setting.checkpoints / "last.pt")
         if is_best:
             checkpoint.copy(self.setting.checkpoints / "last.pt", self.setting.checkpoints / "best.pt")
-
-    def state(self) -> dict[str, Any]:
-        """Everything to go on bit for bit, as tensors and plain values."""
-        self.progress.seconds = self.setting.clock.elapsed()
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": {"name": type(self.optimizer).__name__, **self.optimizer.state_dict()},
-            "scheduler": {"name": self.config.scheduler.name, **self.plateau.state()},
-            "ema": self.ema.state_dict() if self.ema else {},
-            "scaler": self.scaler.state_dict(),
-            "rng": {"seed": self.config.seed, "step": self.progress.step, "torch": torch.get_rng_state()},
-            "progress": dataclasses.asdict(self.progress),
-            "config": to_plain(self.config),
-            "passport": self.setting.passport,
-        }
-
-    def restore(self, state: dict[str, Any], path: Path) -> None:
-        """Go on from a loaded checkpoint; IntegrityError where it does not fit."""
-        checkpoint.load_weights(self.model, state["model"], path)
-        checkpoint.load_optimizer(self.optimizer, state["optimizer"], path)
-        if self.ema:
-            checkpoint.load_weights(self.ema, state["ema"], path)
-        try:
-            self.plateau.restore(state["scheduler"])
-            self.scaler.load_state_dict(state["scaler"])
-            self.progress = Progress.of(state["progress"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise IntegrityError(f"{path} holds no state of a run where it should be ({error!r}).") from error
-        # The first process's sums stand for all: the others start this epoch's at zero.
-        mine = self.progress.totals if self.setting.world.is_first else [0.0, 0.0, 0.0]
-        self.totals.copy_(torch.tensor(mine, dtype=self.totals.dtype))
-        self.setting.clock.before = self.progress.seconds
 
 
 def _wide(device: torch.device) -> torch.dtype:

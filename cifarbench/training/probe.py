@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cifarbench.compute import choose_compute, make_deterministic
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import normalise
+from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts, channel_statistics
 from cifarbench.models.whitening import SAMPLE, fit_stems
 from cifarbench.training.clock import Clock
@@ -52,6 +54,17 @@ def prepare(config: TrainConfig, parts: Parts, observer: Observer) -> Training:
     training = Training(config, model, setting, observer)
     training.model.train()
     return training
+
+
+def facts(config: TrainConfig, data: ImageSet, parts: Parts) -> dict[str, Any]:
+    """What a probe's record says first: the images, the split, the model, the optimizer and the seed."""
+    return {
+        "dataset": {"name": data.name, "fingerprint": data.fingerprint},
+        "split": {"name": parts.name, "fingerprint": parts.fingerprint},
+        "model": config.model.name,
+        "optim": config.optim.name,
+        "seed": config.seed,
+    }
 
 
 def balanced(targets: torch.Tensor, count: int) -> torch.Tensor:

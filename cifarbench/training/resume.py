@@ -13,6 +13,7 @@ from cifarbench.training import checkpoint
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
 from cifarbench.training.setting import Progress
+from cifarbench.training.state import restore
 
 
 def resume(training: Training, run: runs.RunDirectory) -> str | None:
@@ -34,7 +35,7 @@ def resume(training: Training, run: runs.RunDirectory) -> str | None:
         training.observer.note(warning)
     check_same_run(state, training.config, training.setting.passport, path)
     _check_same_world(state, training.setting.world, path)
-    training.restore(state, path)
+    restore(training, state, path)
     if training.progress.best_epoch and first:
         _settle_best(run.checkpoints, path, training.progress)
     for name, value in training.setting.passport["environment"].items():
