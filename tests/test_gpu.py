@@ -1,0 +1,118 @@
+"""On a CUDA GPU, where there is one: no step waits for it, runs repeat and resume exactly, and the CPU agrees."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+
+import pytest
+import torch
+from conftest import TINY, manifest_of, tiny_config
+from test_augment import EVERYTHING, MEAN, OFF, STD
+from test_resume import start, wait_for_step
+
+from cifarbench.commands.hydra_app import compose
+from cifarbench.config.augment import AugmentConfig
+from cifarbench.config.keys import build
+from cifarbench.config.load import load as checked
+from cifarbench.config.schema import TrainConfig
+from cifarbench.data.augment import Augment
+from cifarbench.data.batches import epoch_order
+from cifarbench.data.load import load_images
+from cifarbench.data.random import Draws
+from cifarbench.data.split import split
+from cifarbench.training.checkpoint import load, tensor_hash
+from cifarbench.training.observer import Observer
+from cifarbench.training.probe import prepare
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+GPU = ["trainer.device=cuda", "trainer.tensorboard=false"]
+FAST = ["experiment=speed94", "data=synthetic", "data.size=4000", "trainer.batch_size=500", "trainer.epochs=2"]
+
+
+def prepared(config):
+    data = load_images(config.data)
+    return prepare(config, split(data, config.split), Observer())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("words", [["augment=strong"], ["augment=mixup", "trainer.ema=0.9", "trainer.clip_norm=1.0"]])
+def test_a_step_never_waits_for_the_device(words, precision):
+    training = prepared(tiny_config(*GPU, *words, f"trainer.precision={precision}"))
+    assert_no_step_waits(training)
+
+
+def test_a_step_of_the_fast_recipe_never_waits_for_the_device():
+    assert_no_step_waits(prepared(checked(TrainConfig, compose("train", [*FAST, *GPU]))))
+
+
+def assert_no_step_waits(training):
+    size = training.trainer.batch_size
+    order = epoch_order(len(training.setting.train), 0, 0).to("cuda")
+    assert training.setting.train.images.is_cuda
+    batches = [order[first : first + size] for first in range(0, len(order) - size + 1, size)][:6]
+    tick = training.advance(batches[0], 0.1, 0.0)  # allocates the optimizer's state
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches[1:]:
+            tick = training.advance(batch, 0.5, tick)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert training.progress.step == len(batches)
+
+
+def test_an_augmented_batch_is_the_same_as_on_the_cpu():
+    config = build(AugmentConfig, {**OFF, **EVERYTHING, "name": "all", "gaussian_noise": 0.0})
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    numbers = torch.arange(64)
+    augment = Augment(config, MEAN, STD)
+    there = augment(images.cuda(), Draws(3, 1, numbers.cuda())).cpu()
+    here = augment(images, Draws(3, 1, numbers))
+    # One step of 256 where a resampled value lies on the edge between two.
+    assert ((there - here).abs() < 1.5 / 255 / min(STD)).double().mean() > 0.999
+
+
+def test_two_runs_with_one_seed_end_alike_and_a_stopped_one_as_if_it_had_not_been(cli, tmp_path):
+    words = [*TINY, *GPU, "augment=mixup", "trainer.ema=0.9", "trainer.epochs=20", "trainer.checkpoint_every=1"]
+    for name in ("one", "two"):
+        assert cli("train", *words, f"hydra.run.dir={name}").code == 0
+    process = start(tmp_path, *words, "hydra.run.dir=stopped")
+    wait_for_step(process, tmp_path / "stopped", 3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    assert cli("train", "trainer.resume=stopped").code == 0
+    ends = [load(tmp_path / name / "checkpoints" / "last.pt") for name in ("one", "two", "stopped")]
+    for part in ("model", "ema"):
+        assert len({tensor_hash(state[part]) for state in ends}) == 1, part
+    assert manifest_of(tmp_path / "stopped")["environment"]["device"] == "cuda"
+
+
+def test_the_gpu_scores_a_run_of_the_cpu_as_the_cpu_does(cli, tmp_path):
+    assert cli("train", *TINY, "trainer.device=cpu", "trainer.precision=fp32", "hydra.run.dir=run").code == 0
+    ended = cli("eval", "run=run", "portion=val", "device=cuda", "precision=fp32")
+    assert ended.code == 0, ended.err
+    (written,) = (tmp_path / "run" / "eval").glob("*-val-*.json")
+    best = manifest_of(tmp_path / "run")["best"]["val_accuracy"]
+    assert json.loads(written.read_text())["accuracy"] == pytest.approx(best, abs=2 / 96)
+
+
+def test_the_fast_recipe_runs_end_to_end(cli, tmp_path):
+    ended = cli("train", *FAST, *GPU, "trainer.progress=plain", "hydra.run.dir=run")
+    assert ended.code == 0, ended.err
+    timing = manifest_of(tmp_path / "run")["timing"]
+    assert 0 < timing["training"] <= timing["train"] < timing["train_test"] < timing["cold"]
+
+
+def test_forward_passes_agree_with_the_cpu():
+    for name in ("simple_cnn", "vgg", "resnet", "efficientnet_lite", "speednet"):
+        config = checked(TrainConfig, compose("train", ["data=synthetic", "data.size=1200", f"model={name}"]))
+        trainer = dataclasses.replace(config.trainer, device="cpu", precision="fp32", compile=False)
+        model = prepared(dataclasses.replace(config, trainer=trainer)).model.eval()
+        images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            here, there = model(images), model.cuda()(images.cuda()).cpu()
+        torch.testing.assert_close(there, here, rtol=5e-3, atol=5e-3)  # TF32 and another order of sums
