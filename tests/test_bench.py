@@ -42,7 +42,8 @@ def test_throughput_times_every_config_and_the_tutorial_loop(cli, tmp_path):
 
 
 def test_accuracy_runs_seeds_keeps_their_directories_and_does_not_repeat_them(cli, tmp_path):
-    arguments = ["bench", *TINY, "bench.measure=accuracy", "bench.seeds=2", "bench.target=0.05", "hydra.run.dir=out"]
+    arguments = ["bench", *TINY, "bench.measure=accuracy", "bench.seeds=2", "bench.target=0.05", "hydra.run.dir=out",
+                 "trainer.epochs=1", "trainer.tensorboard=false"]  # fmt: skip
     assert cli(*arguments).code == 0
     row = result(tmp_path)["configs"][0]
     assert row["n"] == 2

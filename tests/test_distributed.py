@@ -91,7 +91,7 @@ def ranks_of(launcher: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the ranks through Linux's /proc")
 @pytest.mark.parametrize("restarts", [0, 1])
 def test_a_rank_that_dies_ends_the_job_soon_and_a_restart_goes_on(tmp_path, restarts):
-    arguments = [*EXACT, "trainer.epochs=30", "trainer.checkpoint_every=1", "trainer.tensorboard=false"]
+    arguments = [*EXACT, "trainer.epochs=12", "trainer.checkpoint_every=1", "trainer.tensorboard=false"]
     flags = [f"--max-restarts={restarts}", "--monitor-interval=0.2"]
     log = (tmp_path / "log").open("w")
     job = subprocess.Popen(
@@ -105,14 +105,14 @@ def test_a_rank_that_dies_ends_the_job_soon_and_a_restart_goes_on(tmp_path, rest
     state = load(tmp_path / "run" / "checkpoints" / "last.pt")
     if restarts:
         assert code == 0, (tmp_path / "log").read_text()[-3000:]
-        assert state["progress"]["epoch"] == 30
+        assert state["progress"]["epoch"] == 12
         assert len(manifest_of(tmp_path / "run")["sessions"]) == 2
     else:
         assert code != 0
         assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
         again = torchrun("train", *arguments, "hydra.run.dir=run", cwd=tmp_path)
         assert again.returncode == 0, again.stderr[-3000:]
-        assert load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["epoch"] == 30
+        assert load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["epoch"] == 12
 
 
 def test_a_bad_config_ends_all_processes(tmp_path):

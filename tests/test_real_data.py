@@ -10,9 +10,10 @@ from conftest import manifest_of
 def test_a_short_run_on_the_real_images_leaves_the_contracts_counts(cli, cifar10_root, tmp_path):
     arguments = [
         "model=vgg",
+        "model.width=0.125",
         "optim=adamw",
-        "trainer.epochs=2",
-        "trainer.limit_batches=15",
+        "trainer.epochs=1",
+        "trainer.limit_batches=5",
         f"data.root={cifar10_root}",
     ]
     result = cli("train", *arguments, "trainer.progress=plain", "hydra.run.dir=run")

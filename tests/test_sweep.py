@@ -117,10 +117,10 @@ def test_an_unknown_sweep_key_is_refused(cli):
     assert (ended.code, "sweep.dry_run" in ended.err) == (2, True)
 
 
-def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(tmp_path):
+def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(cli, tmp_path):
     lasting = ["trainer.epochs=2", "trainer.checkpoint_every=1"]
     arguments = ["train", "-m", *SMALL, *lasting, "optim.lr=0.1,0.2,0.3,-1", "seed=1,2,3"]
-    assert shell(*arguments, "hydra.sweep.dir=whole", cwd=tmp_path).code == 1
+    assert cli(*arguments, "hydra.sweep.dir=whole").code == 1
     killed, labels = tmp_path / "killed", [job["label"] for job in jobs_of(tmp_path / "whole")]
     names = [f"{number}-{label.replace(', ', ',')}" for number, label in enumerate(labels)]
     for number in (1, 5):
@@ -133,7 +133,7 @@ def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(tmp_path):
         sweep.wait()
     before = {path: path.read_bytes() for path in killed.glob("*/test.json")}
     assert 4 <= len(before) < 9
-    ended = shell(*arguments, "hydra.sweep.dir=killed", cwd=tmp_path)
+    ended = cli(*arguments, "hydra.sweep.dir=killed")
     assert ended.code == 1, ended.err
     assert "3 of 12 jobs failed" in ended.err
     done = [path.parent for path in killed.glob("*/test.json")]
@@ -151,7 +151,7 @@ def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(tmp_path):
     assert [job["status"] for job in jobs_of(killed)] == ["done"] * 9 + ["failed"] * 3
 
 
-def test_jobs_side_by_side_share_the_cores(tmp_path):
+def test_jobs_side_by_side_share_the_cores(cli, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
     arguments = [argument for argument in SMALL if not argument.startswith("trainer.threads")]
     side = ["hydra/launcher=processes", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=side"]
@@ -160,7 +160,7 @@ def test_jobs_side_by_side_share_the_cores(tmp_path):
     jobs = [path.parent for path in (tmp_path / "side").glob("*/run.json")]
     assert len(jobs) == 3
     assert {manifest_of(job)["environment"]["threads"] for job in jobs} == {1}
-    one = shell("train", *SMALL, "seed=3", "optim.lr=0.1", "hydra.run.dir=alone", cwd=tmp_path)
+    one = cli("train", *SMALL, "seed=3", "optim.lr=0.1", "hydra.run.dir=alone")
     assert one.code == 0
     assert weights(tmp_path / "side" / "2-seed=3") == weights(tmp_path / "alone")
 
