@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,8 +14,8 @@ import yaml
 from conftest import manifest_of, rows_of
 
 from cifarbench.commands.hydra_app import compose
-from cifarbench.config.history import complete
-from cifarbench.config.load import load, to_plain
+from cifarbench.config.history import complete, shorten
+from cifarbench.config.load import identity, load, to_plain
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import IntegrityError
 from cifarbench.training import checkpoint
@@ -49,6 +50,15 @@ def test_every_key_that_came_later_is_in_the_history_and_no_stored_value_changes
     for section, values in stored.items():
         kept = {name: config[section][name] for name in values} if isinstance(values, dict) else config[section]
         assert kept == values
+
+
+@pytest.mark.parametrize("path", sorted(OLD.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_later_key_that_changes_nothing_leaves_a_run_the_repeat_of_its_older_ones(path):
+    stored = yaml.safe_load(path.read_text())
+    assert shorten(complete(stored)) == stored
+    config = load(TrainConfig, complete(stored))
+    other = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, fork="elsewhere"))
+    assert identity(other) != identity(config)
 
 
 def test_completing_a_complete_config_changes_nothing():

@@ -32,11 +32,27 @@ _LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """A stored training config with the keys that came after it was written; other values are left as they are."""
-    later = dict(_LATER_KEYS)
-    model = config.get("model")
-    if isinstance(model, Mapping):
-        later["model"] = _LATER_MODEL_KEYS.get(str(model.get("name")), {})
+    later = _later(config)
     sections = {
         name: {**keys, **section} for name, keys in later.items() if isinstance(section := config.get(name), Mapping)
     }
     return {**config, **sections}
+
+
+def shorten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the later keys that change nothing: so it reads as an older version would have written it."""
+    later = _later(config)
+
+    def told(name: str, section: Any) -> Any:
+        keys = later.get(name, {})
+        if not isinstance(section, Mapping):
+            return section
+        return {key: value for key, value in section.items() if key not in keys or value != keys[key]}
+
+    return {name: told(name, section) for name, section in config.items()}
+
+
+def _later(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    model = config.get("model")
+    name = str(model.get("name")) if isinstance(model, Mapping) else ""
+    return {**_LATER_KEYS, "model": _LATER_MODEL_KEYS.get(name, {})}

@@ -11,6 +11,7 @@ from typing import Any
 
 from cifarbench.config.after import EnsembleConfig, ExportConfig, PredictConfig, ReportConfig
 from cifarbench.config.before import BaselineConfig, LRFindConfig, SanityConfig, SummaryConfig
+from cifarbench.config.history import shorten
 from cifarbench.config.judge import LeaderboardConfig, VerifyConfig
 from cifarbench.config.keys import build, rule_of, unknown
 from cifarbench.config.models import MODELS
@@ -74,8 +75,11 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def identity(config: TrainConfig) -> str:
-    """A hash of every key that can change the trained weights, but the seed: runs that share it are repeats."""
-    content = json.dumps(_telling(config), sort_keys=True)
+    """A hash of every key that can change the trained weights, but the seed: runs that share it are repeats.
+
+    A key that a later version adds leaves it as it is, for as long as the key has the value that changes nothing.
+    """
+    content = json.dumps(shorten(_telling(config)), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
