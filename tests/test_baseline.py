@@ -144,3 +144,14 @@ def test_bad_commands_are_refused_in_a_sentence(cli, tmp_path, arguments, words)
     assert result.code == 2
     assert all(word in result.err for word in words), result.err
     assert not list(tmp_path.glob("outputs/baseline/*"))
+
+
+def test_the_leaderboard_ranks_it_beside_what_is_trained(cli, tmp_path):
+    for k in (1, 5):
+        assert cli("baseline", "knn", *QUICK, f"k={k}", f"hydra.run.dir=run{k}").code == 0
+    ended = cli("leaderboard", ".", "out=board")
+    assert ended.code == 0, ended.err
+    assert "left out" not in ended.out + ended.err
+    rows = json.loads((tmp_path / "board" / "leaderboard.json").read_text())["rows"]
+    accuracies = [manifest_of(tmp_path / f"run{k}")["test"]["accuracy"] for k in (1, 5)]
+    assert [row["test_mean"] for row in rows] == sorted(accuracies, reverse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarbench import runs
+from cifarbench.config.before import BASELINES
 from cifarbench.config.load import identity, load
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import CifarbenchError, IntegrityError
@@ -81,7 +83,7 @@ def read(directory: Path) -> Record | None:
             directory=directory,
             label=_label(manifest),
             identity=_identity(manifest, directory),
-            seed=int(manifest["seed"]),
+            seed=int(manifest["seed"] or 0),  # a baseline draws nothing
             dataset=(str(manifest["dataset"]["name"]), str(manifest["dataset"]["fingerprint"])),
             split=(str(manifest["split"]["name"]), str(manifest["split"]["fingerprint"])),
             model=str(model["name"]),
@@ -102,7 +104,8 @@ def read(directory: Path) -> Record | None:
 
 def _label(manifest: dict[str, Any]) -> str:
     """What was typed, less what says nothing of the recipe."""
-    words = [str(word) for word in manifest.get("command", [])[2:]]
+    words = [str(word) for word in manifest.get("command", [])[1:]]
+    words = words[1:] if words[:1] == ["train"] else words
     kept = [word for word in words if not word.startswith(_LEFT_OUT)]
     return " ".join(kept) or f"model={manifest['model']['name']}"
 
@@ -110,7 +113,12 @@ def _label(manifest: dict[str, Any]) -> str:
 def _identity(manifest: dict[str, Any], directory: Path) -> str:
     """The recipe's hash; an older run's is worked out from its config."""
     stored = manifest.get("identity")
-    return str(stored) if stored else identity(load(TrainConfig, runs.read_config(directory)))
+    if stored:
+        return str(stored)
+    config = runs.read_config(directory)
+    if manifest["model"]["name"] in BASELINES:
+        return json.dumps({name: config[name] for name in ("name", "k", "ks", "distance")})
+    return identity(load(TrainConfig, config))
 
 
 def _share(value: Any) -> float | None:
