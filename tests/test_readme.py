@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
+from conftest import SCRIPTS
 
 from cifarbench.cli import VERBS
 from cifarbench.commands.hydra_app import compose
@@ -21,11 +24,26 @@ PLACEHOLDERS = re.compile(r"DIR|…|HOST|SHARED|mynet")
 
 
 def commands() -> list[list[str]]:
-    """Every line of a code block that calls cifarbench, as words, without its comment."""
-    blocks = re.findall(r"^```\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines()]
+    """Every line of a block of commands, which names no language, that calls cifarbench; without its comment."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    lines = [line for language, block in blocks for line in block.splitlines() if not language]
     found = [shlex.split(line, comments=True) for line in lines if "cifarbench" in line]
     return [words[words.index("cifarbench") + 1 :] for words in found if "cifarbench" in words]
+
+
+def test_the_output_that_it_shows_is_that_of_the_recorded_runs():
+    records = [json.loads(path.read_text()) for path in sorted((SCRIPTS / "results" / "cpu").glob("*.json"))]
+    panel = next(record for record in records if (record["row"], record["seed"]) == ("lenet", 0))
+    test = panel["test"]
+    assert f"test accuracy     {test['accuracy']:.2%} of {test['n']:,}" in TEXT
+    assert f"official 10,000   {test['accuracy_official']:.2%}" in TEXT
+    assert f"unseen            {test['accuracy_without_duplicates']:.2%} without" in TEXT
+    for row in ("lenet", "mlp", "linear", "knn"):
+        accuracies = [record["test"]["accuracy"] for record in records if record["row"] == row]
+        spread = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+        (line,) = re.findall(rf"^ \d   .*(?:={row}\b).*%.*$", TEXT, re.MULTILINE)
+        assert f" {len(accuracies)} " in line
+        assert f" {statistics.mean(accuracies):.2%}{spread} " in line
 
 
 def test_there_are_commands_to_check():
