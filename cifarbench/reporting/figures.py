@@ -25,13 +25,6 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     return buffer.getvalue()
 
 
-def pixels(figure: Figure) -> np.ndarray:
-    """The figure as (height, width, 3) uint8."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
 def confusion_figure(report: dict[str, Any], classes: tuple[str, ...], note: str) -> Figure:
     """The confusion matrix: shade = share of the true class, number = count; `note` is the small caption."""
     counts = np.asarray(report["confusion_matrix"])

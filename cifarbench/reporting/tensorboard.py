@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -17,7 +18,7 @@ from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import Augment
 from cifarbench.data.random import Draws
-from cifarbench.reporting.figures import confusion_figure, filter_grid, pixels
+from cifarbench.reporting.figures import filter_grid
 from cifarbench.training.observer import Observer, RunFacts, StepReport
 
 _EVERY_SECONDS = 2.0  # between the points inside an epoch
@@ -92,7 +93,8 @@ class TensorBoard(Observer):
             return
 
         def action(writer: SummaryWriter) -> None:
-            picture = pixels(confusion_figure(report, facts.classes, facts.dataset))
+            with Image.open(self.folder.parent / "confusion_matrix.png") as drawn:
+                picture = np.asarray(drawn.convert("RGB"))
             writer.add_image("test/confusion_matrix", picture, step, dataformats="HWC")
             kernel = next((weight for weight in model.parameters() if weight.ndim == 4), None)
             if kernel is not None and kernel.shape[1] == 3:
