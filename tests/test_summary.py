@@ -288,7 +288,7 @@ def test_lines_fit_the_terminal(capsys, width):
 
 
 @pytest.mark.timed
-def test_the_command_answers_in_three_seconds_where_torch_loads_in_two(tmp_path):
+def test_the_command_answers_in_three_seconds_or_twice_what_importing_torch_takes(tmp_path):
     def cost_of(run):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)  # what others do on the machine does not count
         assert run().code == 0
@@ -297,7 +297,7 @@ def test_the_command_answers_in_three_seconds_where_torch_loads_in_two(tmp_path)
 
     torch_alone = cost_of(lambda: python("-c", "import torch", cwd=tmp_path))
     spent = cost_of(lambda: shell("summary", "model=googlenet", cwd=tmp_path, OMP_NUM_THREADS="1"))
-    assert spent < max(3, 1.5 * torch_alone)
+    assert spent < max(3, 2 * torch_alone)
 
 
 def test_a_misspelt_key_is_told_the_nearest(cli):
