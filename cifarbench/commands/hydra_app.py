@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -66,8 +68,6 @@ def run_verb(verb: str, arguments: list[str]) -> int:
 
 def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
     """The verb's config as plain nested dicts, composed without running anything, also from inside another verb."""
-    import contextlib
-
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -108,13 +108,29 @@ def _hydra(verb: str, arguments: list[str]) -> int:
                 print(f"cifarbench: {directory.name} failed: {error}", file=sys.stderr)
 
     sys.argv = [f"cifarbench {verb}", *arguments]
-    with in_our_words(verb):
+    with in_our_words(verb), composed_once(arguments):
         hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     if failures and len(codes) + len(failures) > 1:
         raise SweepError(f"{len(failures)} of {len(codes) + len(failures)} jobs failed; their messages are above.")
     if failures:
         raise failures[0]
     return max(codes, default=0)
+
+
+@contextlib.contextmanager
+def composed_once(arguments: list[str]) -> Iterator[None]:
+    """Hydra composes the config to look up `hydra.mode` in it, and then again to run; ours always says null, and half
+    the start-up of a small run is composing. Where the user may set the mode, Hydra looks.
+    """
+    from hydra._internal.hydra import Hydra
+
+    look_up = Hydra.get_mode
+    if not any("hydra.mode" in argument or argument.startswith(("--config-", "-c")) for argument in arguments):
+        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = look_up  # type: ignore[method-assign]
 
 
 def typed(settings: Any) -> list[str]:

@@ -188,6 +188,7 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
     """
     import hydra
 
+    from cifarbench.commands.hydra_app import composed_once
     from cifarbench.commands.names import conf_dir
     from cifarbench.reporting.sweep import print_plan, print_table, watch, write_tables
 
@@ -198,7 +199,7 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
     sys.argv = [f"cifarbench {verb}", *_quiet(sweep.arguments)]
     job = SweptJob(verb, sweep.directory)
     try:
-        with _signals(sweep) as request, watch(sweep.directory, sweep.jobs):
+        with _signals(sweep) as request, watch(sweep.directory, sweep.jobs), composed_once(arguments):
             hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
     finally:
         if sweep.directory.is_dir():
