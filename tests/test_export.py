@@ -135,7 +135,9 @@ def test_a_file_that_answers_otherwise_is_not_kept(cli, two_runs, tmp_path, monk
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("arguments", [[], ["nowhere"], ["a", "b"], ["{run}", "format=tflite"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["nowhere"], ["a", "b"], ["{run}", "format=tflite"], ["{run}", "out=."], ["{run}", "out=/"]]
+)
 def test_what_cannot_be_exported_is_refused(cli, two_runs, arguments):
     result = cli("export", *(argument.format(run=two_runs[0]) for argument in arguments))
     assert result.code == 2

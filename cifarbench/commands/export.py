@@ -11,6 +11,7 @@ from cifarbench.commands.plugins import load_plugins
 from cifarbench.commands.words import gather_one
 from cifarbench.config.after import ExportConfig
 from cifarbench.config.load import load
+from cifarbench.errors import ConfigError
 
 
 def rewrite(arguments: list[str]) -> list[str]:
@@ -27,6 +28,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     from cifarbench.export import SUFFIXES, export
     from cifarbench.training.restore import find_checkpoint, restore
 
+    if config.out and Path(config.out).is_dir():
+        raise ConfigError(f"`out` is {config.out!r}, a directory; name the file, like model{SUFFIXES[config.format]}.")
     choose_compute("cpu", "fp32", config.threads)
     source = find_checkpoint(config.run, config.checkpoint, config.which)
     trained = restore(source, config.root)
