@@ -54,7 +54,13 @@ def shown_path(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old or the new content, never half of it."""
+    """Write a file so that readers see the old or the new content, never half of it.
+
+    What is there and is no file, such as /dev/stdout, is written to as it is, and never replaced.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        return
     temporary = path.with_name(f".{path.name}.part")
     # Half a surrogate pair, which stands for a byte of a file name that is no UTF-8, becomes an escape of JSON.
     with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -136,12 +137,14 @@ def test_a_file_that_answers_otherwise_is_not_kept(cli, two_runs, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nowhere"], ["a", "b"], ["{run}", "format=tflite"], ["{run}", "out=."], ["{run}", "out=/"]]
+    "arguments", [[], ["nowhere"], ["a", "b"], ["{run}", "format=tflite"], ["{run}", "out=."], ["{run}", "out=pipe"]]
 )
-def test_what_cannot_be_exported_is_refused(cli, two_runs, arguments):
+def test_what_cannot_be_exported_is_refused(cli, two_runs, tmp_path, arguments):
+    os.mkfifo(tmp_path / "pipe")
     result = cli("export", *(argument.format(run=two_runs[0]) for argument in arguments))
     assert result.code == 2
     assert "Traceback" not in result.err
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_whitened_and_residual_networks_export_too():

@@ -17,6 +17,7 @@ import pytest
 from conftest import TINY, command, manifest_of, rows_of, shell, wait_until
 
 from cifarbench import runs
+from cifarbench.runs import write_text
 from cifarbench.training import checkpoint
 
 PLAIN = [*TINY, "trainer.tensorboard=false"]
@@ -195,6 +196,13 @@ def test_a_sweep_over_processes_that_ends_early_leaves_saved_jobs_and_no_process
         process.wait()
     found = [path.parent for path in tmp_path.glob("sweep/*/run.json")]
     assert [manifest_of(run)["status"] for run in found] == ["interrupted"] * 2
+
+
+def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path):
+    (tmp_path / "nowhere").symlink_to(os.devnull)
+    write_text(tmp_path / "nowhere", "a table")
+    assert (tmp_path / "nowhere").is_symlink()
+    assert Path(os.devnull).is_char_device()
 
 
 # --- forks -----------------------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ def caged(body: str, tmp_path: Path, limit: float = 20, network: bool = False) -
         ("os.kill(os.getpid(), signal.SIGSEGV)", "died of signal 11"),
         ("Path('../../escaped').write_text('x'); return 0", "escape to '../../escaped'"),
         ("Path('/var/tmp/escaped').mkdir(); return 0", "escape to '/var/tmp/escaped'"),
+        ("Path('/dev/escaped').touch(); return 0", "escape to '/dev/escaped'"),
         ("os.rename('x', '../moved'); return 0", "escape to '../moved'"),
         ("Path('canary').touch(); return 0", "canary"),
         ("subprocess.run(['true']); return 0", "process 'true'"),

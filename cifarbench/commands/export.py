@@ -28,8 +28,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     from cifarbench.export import SUFFIXES, export
     from cifarbench.training.restore import find_checkpoint, restore
 
-    if config.out and Path(config.out).is_dir():
-        raise ConfigError(f"`out` is {config.out!r}, a directory; name the file, like model{SUFFIXES[config.format]}.")
+    if config.out and Path(config.out).exists() and not Path(config.out).is_file():
+        raise ConfigError(f"`out` is {config.out!r}, which is no file; name one, like model{SUFFIXES[config.format]}.")
     choose_compute("cpu", "fp32", config.threads)
     source = find_checkpoint(config.run, config.checkpoint, config.which)
     trained = restore(source, config.root)

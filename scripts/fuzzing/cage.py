@@ -215,7 +215,7 @@ class _Guard:
 
     def _judge(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
-            if isinstance(arguments[2], int) and arguments[2] & _WRITING:
+            if isinstance(arguments[2], int) and arguments[2] & _WRITING and not _is_device(arguments[0]):
                 self._path(arguments[0])
         elif event in _CHANGES:
             self._path(arguments[0])
@@ -235,7 +235,7 @@ class _Guard:
         if isinstance(path, int) or path is None:
             return
         text = os.fsdecode(path)
-        if text in ("", ":memory:") or text.startswith(("file:", *_DEVICES)):
+        if text in ("", ":memory:") or text.startswith("file:"):
             return
         real = os.path.realpath(text)
         if _is_below(real, self.allowed):
@@ -252,6 +252,14 @@ class _Guard:
 
     def _note(self, text: str) -> None:
         os.write(self.log, f"{text}\n".encode("utf-8", "backslashreplace"))
+
+
+def _is_device(path: Any) -> bool:
+    """Whether a path is a device or a stream that is there: it may be opened, and nothing else."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        return False
+    text = os.fsdecode(path)
+    return text.startswith(_DEVICES) and os.path.exists(text)
 
 
 def _is_below(path: str, folders: Sequence[str]) -> bool:
