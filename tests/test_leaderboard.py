@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import TINY, tiny_config
 
+from cifarbench.commands.hydra_app import compose
 from cifarbench.commands.leaderboard import rewrite
-from cifarbench.config.load import identity
+from cifarbench.config.before import BaselineConfig
+from cifarbench.config.load import identity, load
 from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.leaderboard import judge
 from cifarbench.leaderboard.ranking import boards, compare, group, interval
@@ -116,6 +118,14 @@ def test_identity_is_of_what_changes_the_weights():
     assert identity(tiny_config("seed=3", "trainer.tensorboard=false", "trainer.threads=1")) == base
     for other in ("optim.lr=0.2", "model.dropout=0.1", "augment=flip", "split.val_fraction=0.2"):
         assert identity(tiny_config(other)) != base
+
+
+def test_identity_of_a_baseline_is_of_what_changes_its_answers():
+    def of(*words):
+        return identity(load(BaselineConfig, compose("baseline", list(words))))
+
+    assert of("threads=1", "data.root=elsewhere") == of()
+    assert len({of(), of("k=5"), of("ks=[1,2]"), of("distance=l1"), of("split=official")}) == 5
 
 
 def test_the_command_line_of_a_comparison():

@@ -56,7 +56,7 @@ class BaselineConfig:
     distance: str = key(
         "Between images: l2, Euclidean, by matrix products; l1, sums of differences.", choices=DISTANCES
     )
-    threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024)
+    threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024, neutral=True)
     data: Any
     split: SplitConfig
 

@@ -74,8 +74,8 @@ def to_plain(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
-def identity(config: TrainConfig) -> str:
-    """A hash of every key that can change the trained weights, but the seed: runs that share it are repeats.
+def identity(config: TrainConfig | BaselineConfig) -> str:
+    """A hash of every key that can change the result, but the seed: runs that share it are repeats.
 
     A key that a later version adds leaves it as it is, for as long as the key has the value that changes nothing.
     """

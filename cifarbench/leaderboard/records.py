@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarbench import runs
-from cifarbench.config.before import BASELINES
+from cifarbench.config.before import BASELINES, BaselineConfig
 from cifarbench.config.load import identity, load
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import CifarbenchError, IntegrityError
@@ -111,14 +110,12 @@ def _label(manifest: dict[str, Any]) -> str:
 
 
 def _identity(manifest: dict[str, Any], directory: Path) -> str:
-    """The recipe's hash; an older run's is worked out from its config."""
+    """The recipe's hash; that of an older run, or of a baseline, is worked out from its config."""
     stored = manifest.get("identity")
     if stored:
         return str(stored)
-    config = runs.read_config(directory)
-    if manifest["model"]["name"] in BASELINES:
-        return json.dumps({name: config[name] for name in ("name", "k", "ks", "distance")})
-    return identity(load(TrainConfig, config))
+    kind: type = BaselineConfig if manifest["model"]["name"] in BASELINES else TrainConfig
+    return identity(load(kind, runs.read_config(directory)))
 
 
 def _share(value: Any) -> float | None:
