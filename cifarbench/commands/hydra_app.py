@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from cifarbench import runs
-from cifarbench.commands.names import check_names, conf_dir, unknown_key, unknown_option
+from cifarbench.commands.names import brings_configs, check_names, conf_dir, unknown_key, unknown_option
 from cifarbench.commands.plugins import load_plugins, plugins_in
 from cifarbench.commands.words import protect
 from cifarbench.errors import CifarbenchError, ConfigError, Interrupted, SweepError
@@ -119,13 +119,13 @@ def _hydra(verb: str, arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def composed_once(arguments: list[str]) -> Iterator[None]:
-    """Hydra composes the config to look up `hydra.mode` in it, and then again to run; ours always says null, and half
-    the start-up of a small run is composing. Where the user may set the mode, Hydra looks.
+    """Hydra composes the config to look up `hydra.mode` in it, and then again to run; ours always says null, and
+    composing costs most of a second. Where the user may set the mode, Hydra looks.
     """
     from hydra._internal.hydra import Hydra
 
     look_up = Hydra.get_mode
-    if not any("hydra.mode" in argument or argument.startswith(("--config-", "-c")) for argument in arguments):
+    if not (brings_configs(arguments) or any("hydra.mode" in argument for argument in arguments)):
         Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
     try:
         yield

@@ -14,8 +14,8 @@ from cifarbench.errors import ConfigError
 
 GLOBAL_GROUPS = ("experiment", "debug")  # groups whose options set keys of other groups
 _PLAIN = re.compile(r"([A-Za-z_]\w*)(\.[\w.]*)?=(.*)", re.DOTALL)
-# Words beside which only Hydra knows every name: they add the user's own, or ask for what may come next.
-_HYDRA_KNOWS = ("--config-", "-cd", "-cp", "-cn", "hydra.searchpath", "plugins=", "--shell-completion", "-sc")
+_CONFIG_FLAGS = ("--config-", "-cd", "-cp", "-cn")
+_ADDS_NAMES = ("plugins=", "--shell-completion", "-sc")  # models of the user's own, or what may come next is asked for
 
 
 def conf_dir() -> Path:
@@ -35,15 +35,20 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
+def brings_configs(arguments: Sequence[str]) -> bool:
+    """Whether a command line adds configs of the user's own, which Hydra alone reads."""
+    return any(word.startswith(_CONFIG_FLAGS) or "hydra.searchpath" in word for word in arguments)
+
+
 def check_names(verb: str, arguments: Sequence[str]) -> None:
     """Refuse a misspelt section or option at once: composing, which would refuse it too, takes Hydra half a second.
 
     Raises:
         ConfigError: `optm=adamw` or `optm.lr=1` (no such section), or `model=vgh` (no such option).
     """
-    if any(argument.startswith(_HYDRA_KNOWS) for argument in arguments):
+    if brings_configs(arguments) or any(argument.startswith(_ADDS_NAMES) for argument in arguments):
         return
-    sections = {*_sections(verb), "hydra", "sweep"}
+    sections, known_groups = {*_sections(verb), "hydra", "sweep"}, set(groups()) - {"hydra"}
     for argument in arguments:
         plain = _PLAIN.fullmatch(argument)
         if not plain:
@@ -51,7 +56,7 @@ def check_names(verb: str, arguments: Sequence[str]) -> None:
         section, key, values = plain.groups()
         if section not in sections:
             raise unknown_key(verb, section + (key or ""))
-        if section in groups() and key is None and section != "hydra":
+        if section in known_groups and key is None:
             for value in values.split(","):
                 if value.isidentifier() and value not in (*options(section), "null"):
                     raise unknown_option(section, value)
