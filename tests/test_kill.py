@@ -12,7 +12,7 @@ from conftest import SCRIPTS, python
 
 
 def test_a_few_kills_of_every_way_leave_no_trace(tmp_path):
-    chosen = ("adamw-plain-fp32", "muon-ema-bf16")
+    chosen = ("sgd-plain-fp32", "adamw-ema-fp32", "muon-ema-bf16")
     words = ["--kills", "6", "--seed", "1", *(f"--only={name}" for name in chosen), "--folder", "runs"]
     done = python(SCRIPTS / "kill.py", *words, cwd=tmp_path, OMP_NUM_THREADS="1")
     assert done.code == 0, done.out + done.err
