@@ -17,7 +17,6 @@ import pytest
 from conftest import TINY, command, manifest_of, rows_of, shell, wait_until
 
 from cifarbench import runs
-from cifarbench.runs import write_text
 from cifarbench.training import checkpoint
 
 PLAIN = [*TINY, "trainer.tensorboard=false"]
@@ -200,7 +199,7 @@ def test_a_sweep_over_processes_that_ends_early_leaves_saved_jobs_and_no_process
 
 def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path):
     (tmp_path / "nowhere").symlink_to(os.devnull)
-    write_text(tmp_path / "nowhere", "a table")
+    runs.write_text(tmp_path / "nowhere", "a table")
     assert (tmp_path / "nowhere").is_symlink()
     assert Path(os.devnull).is_char_device()
 

@@ -246,7 +246,7 @@ class Training:
         """The model whose weights are validated and tested."""
         return self.ema.module if self.ema else self.model
 
-    # --- health and reports ----------------------------------------------------------------------------------
+    # --- health and reports --------------------------------------------------------------------------------------
 
     def _report_step(self, loss: Tensor, lr: float, share: float) -> None:
         progress = self.progress
