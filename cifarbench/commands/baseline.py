@@ -46,14 +46,10 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
 
 def _score(config: BaselineConfig, holder: runs.RunDirectory, started: float) -> None:
     from cifarbench.compute import choose_compute, describe
-    from cifarbench.data.duplicates import test_duplicates
     from cifarbench.data.load import load_images
     from cifarbench.data.split import split
-    from cifarbench.evaluation.metrics import score
-    from cifarbench.evaluation.nearest import RAW, NearestNeighbours
-    from cifarbench.evaluation.predict import predict
+    from cifarbench.evaluation.nearest import NearestNeighbours
     from cifarbench.reporting.results import write_results
-    from cifarbench.training.session import Outcome
 
     compute = choose_compute("auto", "fp32", config.threads)
     data = load_images(config.data, print)
@@ -66,16 +62,28 @@ def _score(config: BaselineConfig, holder: runs.RunDirectory, started: float) ->
     model.k = config.k or max(validated, key=lambda k: (validated[k], -k))
     best = {"k": model.k, "val_accuracy": validated[model.k]} if validated else None
     holder.update(best=best, validation={str(k): accuracy for k, accuracy in validated.items()}, tested="none")
+    outcome = _test(model, holder, data, parts, compute)
+    write_results(holder, data, outcome)
+    holder.update(status="completed", timing={"cold": round(time.monotonic() - started, 3)})
+    _show(config, holder, outcome.report, f"{data.name}, split {parts.name}")
+
+
+def _test(model: Any, holder: runs.RunDirectory, data: Any, parts: Any, compute: Any) -> Any:
+    """Open the seal, counted before the images are seen, and score the test part; returns an Outcome as training's."""
+    from cifarbench.data.duplicates import test_duplicates
+    from cifarbench.evaluation.metrics import score
+    from cifarbench.evaluation.nearest import RAW
+    from cifarbench.evaluation.predict import predict
+    from cifarbench.training.session import Outcome
+
     test = holder.manifest["test"]
-    holder.update(test={**test, "openings": test["openings"] + 1})  # before the images are seen
+    holder.update(test={**test, "openings": test["openings"] + 1})
     portion = parts.test.open()
     print(f"k = {model.k}: scoring {len(portion):,} test images", flush=True)
     logits = predict(model, portion.images.to(compute.device), RAW, compute).cpu()
     duplicates = test_duplicates(parts, data.fingerprint)
     report = {**score(logits, portion.targets, data.classes, parts.test.official, duplicates), "tta": "none"}
-    write_results(holder, data, Outcome(report, logits, parts, "none", model))
-    holder.update(status="completed", timing={"cold": round(time.monotonic() - started, 3)})
-    _show(config, holder, report, f"{data.name}, split {parts.name}")
+    return Outcome(report, logits, parts, "none", model)
 
 
 def _check_size(config: BaselineConfig, count: int) -> None:

@@ -47,12 +47,7 @@ def score_checkpoint(
     compute = trained.compute(config.device, config.precision, config.threads)
     data = load_images(trained.config.data)
     parts = split(data, trained.config.split)
-    stored = trained.passport["split"]["fingerprint"]
-    if parts.fingerprint != stored:
-        raise IntegrityError(
-            f"{path} was trained on other data or another split ({stored[:12]}) "
-            f"than what lies here ({parts.fingerprint[:12]}); its numbers would not be comparable."
-        )
+    _check_split(path, trained.passport["split"]["fingerprint"], parts.fingerprint)
     model, trainer = trained.on(compute.device), trained.config.trainer
     portion, official = _portion(config.portion, parts, home)
     images = portion.images.to(compute.device)
@@ -63,6 +58,15 @@ def score_checkpoint(
     comparable = home is not None and config.portion == "test" and tta == trainer.tta
     recorded = runs.read_manifest(home).get("test") if home and comparable else None
     return report, f"{data.name}, split {parts.name}", recorded
+
+
+def _check_split(path: Path, stored: str, here: str) -> None:
+    """Raise IntegrityError where the checkpoint's split has another fingerprint than the one that lies here."""
+    if here != stored:
+        raise IntegrityError(
+            f"{path} was trained on other data or another split ({stored[:12]}) than what lies here ({here[:12]}); "
+            "its numbers would not be comparable."
+        )
 
 
 def _portion(name: str, parts: Any, home: Path | None) -> tuple[Any, Any]:

@@ -30,17 +30,8 @@ def throughput_report(result: dict[str, Any]) -> RenderableType:
     rates = _table("", "images/s", "range", "of bare", f"× {names[0]}", "GFLOP/s", "of peak")
     phases = _table("µs an image", *contenders[0]["microseconds"], "batch", "precision")
     for name, row in zip(names, contenders, strict=True):
-        rates.add_row(
-            name,
-            *_rate(row),
-            f"{row['of_bare']:.1%}",
-            f"{row['times_first']:.2f}",
-            f"{row['flops_per_second'] / 1e9:,.0f}",
-            f"{row['of_matmul']:.0%}",
-        )
-        micro = f" in {row['micro_batch']}" if row["micro_batch"] < row["batch_size"] else ""
-        spent = (f"{value:,.0f}" for value in row["microseconds"].values())
-        phases.add_row(name, *spent, f"{row['batch_size']}{micro}", row["precision"])
+        rates.add_row(name, *_rate(row), *_shares(row))
+        phases.add_row(name, *_spent(row))
     if "tutorial" in result:
         rates.add_row(
             "tutorial", *_rate(result["tutorial"]), "", f"{1 / result['tutorial']['first_times_tutorial']:.2f}"
@@ -94,6 +85,19 @@ def _table(*headings: str) -> Table:
 def _rate(row: dict[str, Any]) -> tuple[str, str]:
     low, high = row["range"]
     return f"{row['images_per_second']:,.0f}", f"{low:,.0f}–{high:,.0f}"
+
+
+def _shares(row: dict[str, Any]) -> tuple[str, ...]:
+    """A config's rate as parts of the bare loop's, of the first config's, and of the machine's."""
+    flops = f"{row['flops_per_second'] / 1e9:,.0f}"
+    return f"{row['of_bare']:.1%}", f"{row['times_first']:.2f}", flops, f"{row['of_matmul']:.0%}"
+
+
+def _spent(row: dict[str, Any]) -> tuple[str, ...]:
+    """Microseconds an image of each phase, the batch and its pieces, the precision."""
+    micro = f" in {row['micro_batch']}" if row["micro_batch"] < row["batch_size"] else ""
+    phases = (f"{value:,.0f}" for value in row["microseconds"].values())
+    return *phases, f"{row['batch_size']}{micro}", row["precision"]
 
 
 def _dim(text: str) -> Text:
