@@ -8,16 +8,19 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cifarbench import runs
 from cifarbench.commands.names import brings_configs, check_names, conf_dir, unknown_key, unknown_option
 from cifarbench.commands.plugins import load_plugins, plugins_in
 from cifarbench.commands.words import protect
 from cifarbench.errors import CifarbenchError, ConfigError, Interrupted, SweepError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 _PATHS = (
     "run",
@@ -71,21 +74,17 @@ def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     is_running = GlobalHydra.instance().is_initialized()
     place = contextlib.nullcontext() if is_running else initialize_config_dir(str(conf_dir()), version_base="1.3")
     with in_our_words(verb), place:
-        values = OmegaConf.to_container(hydra_compose(verb, overrides), resolve=True)
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items()}
+        return _plain(hydra_compose(verb, overrides))
 
 
 def _hydra(verb: str, arguments: list[str]) -> int:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
 
     codes: list[int] = []
     failures: list[Exception] = []
@@ -95,10 +94,7 @@ def _hydra(verb: str, arguments: list[str]) -> int:
         sweeps = settings.mode == RunMode.MULTIRUN
         directory = Path(settings.runtime.output_dir)
         try:
-            with in_our_words(verb):
-                values = OmegaConf.to_container(composed, resolve=True)
-            execute = command_of(verb).run
-            codes.append(execute(values, directory, typed(settings)))
+            codes.append(execute(verb, composed))
         except Exception as error:  # Hydra would print it as its own; it is raised again below
             runs.remove_if_empty(directory)
             if sweeps and isinstance(error, Interrupted):
@@ -115,6 +111,30 @@ def _hydra(verb: str, arguments: list[str]) -> int:
     if failures:
         raise failures[0]
     return max(codes, default=0)
+
+
+def execute(verb: str, composed: DictConfig, adjust: Callable[[dict[str, Any], Any], None] | None = None) -> int:
+    """Do a verb's work by the config that Hydra composed, in the directory that it chose; returns the exit code.
+
+    `adjust`, where given, may change the plain values; it is called with them and Hydra's own settings.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    settings = HydraConfig.get()
+    with in_our_words(verb):
+        values = _plain(composed)
+    if adjust:
+        adjust(values, settings)
+    code: int = command_of(verb).run(values, Path(settings.runtime.output_dir), typed(settings))
+    return code
+
+
+def _plain(composed: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items()}
 
 
 @contextlib.contextmanager

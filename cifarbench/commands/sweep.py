@@ -121,24 +121,14 @@ class SweptJob:
             if self.beside.is_stopped():
                 return
             self.beside.watch()
-        import importlib
-
         from hydra.core.hydra_config import HydraConfig
-        from omegaconf import OmegaConf
 
-        from cifarbench.commands.hydra_app import in_our_words, typed
+        from cifarbench.commands.hydra_app import execute
 
-        settings = HydraConfig.get()
-        directory = Path(settings.runtime.output_dir)
+        directory = Path(HydraConfig.get().runtime.output_dir)
         (directory / FAILURE).unlink(missing_ok=True)
         try:
-            with in_our_words(self.verb):
-                values = OmegaConf.to_container(composed, resolve=True)
-            assert isinstance(values, dict)
-            plain = {str(name): value for name, value in values.items()}
-            _share_out(plain, settings)
-            execute = importlib.import_module(f"cifarbench.commands.{self.verb}").run
-            execute(plain, directory, typed(settings))
+            execute(self.verb, composed, _share_out)
         except (Interrupted, KeyboardInterrupt):
             if not is_worker:
                 raise
