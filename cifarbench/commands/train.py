@@ -48,21 +48,26 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     started = time.monotonic()
     load_plugins(values.get("plugins") or [])
     config = load(TrainConfig, _with_stored(values, directory, overrides))
-    from cifarbench.training import distributed
-
     holder = runs.RunDirectory(directory)
     holder.acquire()
     try:
-        if _is_complete(holder, config):
-            return 0
+        return 0 if _is_complete(holder, config) else _lead(config, holder, started, overrides)
+    finally:
+        holder.release()
+
+
+def _lead(config: TrainConfig, holder: runs.RunDirectory, started: float, overrides: list[str]) -> int:
+    """Train as the only process, or as the first of several, which get the config and the directory from here."""
+    from cifarbench.training import distributed
+
+    try:
         world = distributed.join()
-        world.tell((to_plain(config), str(directory)))
+        world.tell((to_plain(config), str(holder.path)))
         code = _train(config, holder, world, started, overrides)
         distributed.leave(together=True)
         return code
     finally:
         distributed.leave()
-        holder.release()
 
 
 def follow() -> int:
