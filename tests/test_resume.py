@@ -72,6 +72,7 @@ FAST = [
     "trainer.stem_bias_until=25%",
     "trainer.ema_start=50%",
     "trainer.tta=flip",
+    "trainer.untimed_steps=1",
 ]
 
 
@@ -93,7 +94,7 @@ def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(cli, tmp_path):
 
 
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_its_directory_alone(cli, tmp_path):
-    arguments = [*RICH, "trainer.checkpoint_every=0", "data.size=2400", "trainer.epochs=8"]
+    arguments = [*RICH, "trainer.checkpoint_every=0", "trainer.epochs=8"]
     stopped_at, command = 0, [*arguments, "hydra.run.dir=run"]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
         process = start(tmp_path, *command)

@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from conftest import TINY, tiny_config
+from conftest import TINY, manifest_of, tiny_config
+from test_resume import FAST, RICH, assert_same_end
 from test_training import fit
 
 from cifarbench.config.load import to_plain
@@ -14,6 +15,7 @@ from cifarbench.data.dataset import image_set
 from cifarbench.data.load import load_images
 from cifarbench.models.speednet import SpeedNet
 from cifarbench.training.checkpoint import load
+from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer
 
 SMALL = [*TINY, "model.whitening=true", "trainer.epochs=3", "trainer.tensorboard=false", "trainer.threads=1"]
@@ -142,3 +144,39 @@ def tiny_config_of(name):
     from cifarbench.config.schema import TrainConfig
 
     return load_config(TrainConfig, compose("train", [f"experiment={name}"]))
+
+
+# --- steps before the clock ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[*RICH, *FAST], [*RICH, "optim=adamw", "trainer.drop_last=true"]])
+def test_untimed_steps_leave_no_trace(cli, tmp_path, words):
+    for name, count in (("none", 0), ("some", 2)):
+        assert cli("train", *words, f"trainer.untimed_steps={count}", f"hydra.run.dir={name}").code == 0
+    assert_same_end(tmp_path / "some", tmp_path / "none")
+
+
+def test_untimed_steps_meet_every_size_and_no_label_and_count_in_the_cold_clock_alone(cli, tmp_path, monkeypatch):
+    true = load_images(tiny_config().data).targets
+    seen, step = [], Training.step
+
+    def watched(training, positions, lr, share):
+        labels = training.setting.train.targets
+        agreement = (labels == true[training.setting.train.indices]).double().mean().item()
+        seen.append((training.phases.size(share), len(positions), agreement, training.optimizer.param_groups[0]["lr"]))
+        return step(training, positions, lr, share)
+
+    monkeypatch.setattr(Training, "step", watched)
+    words = [*SMALL, "trainer.sizes=[20]", "trainer.size_until=[50%]", "trainer.untimed_steps=10"]
+    assert cli("train", *words, "hydra.run.dir=run").code == 0
+    images = manifest_of(tmp_path / "run")["split"]["train"]
+    untimed, timed = seen[:40], seen[40:]
+    assert [(size, count) for size, count, _, _ in untimed[::10]] == [
+        (size, count) for size in (20, 32) for count in (128, images % 128)
+    ]
+    assert all(agreement < 0.2 and lr == 0 for _, _, agreement, lr in untimed)
+    assert len(timed) == load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"]
+    assert all(agreement == 1 and lr > 0 for _, _, agreement, lr in timed)
+    timing = manifest_of(tmp_path / "run")["timing"]
+    assert timing["untimed"] > 0
+    assert timing["train_test"] + timing["untimed"] < timing["cold"]

@@ -21,6 +21,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         "stem_bias_until": "100%",
         "sync_norm": False,
         "tta": "none",
+        "untimed_steps": 0,
     },
 }
 _LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {

@@ -69,6 +69,10 @@ class TrainerConfig:
     threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024, neutral=True)
     channels_last: bool = key("Whether tensors lie in memory channel by channel last (NHWC).")
     compile: bool = key("Whether torch.compile builds the model.")
+    untimed_steps: int = key(
+        "Steps in each phase, on random labels and undone, before the clock of training starts; 0: none.",
+        unit="steps", ge=0, le=1000, neutral=True,
+    )  # fmt: skip
     deterministic: bool = key("Whether only kernels are used that repeat bit for bit.")
     resume: str = key("auto: go on where the run directory stands; never; or a run directory to go on.", neutral=True)
     fork: str | None = key(

@@ -11,12 +11,13 @@ class Clock:
     """Counts a run's seconds by the monotonic clock, so that setting the wall clock changes nothing.
 
     `limit` is the wall-clock limit of the whole run in seconds, or None; `reserve` the seconds of it kept for what
-    follows training; `before` what earlier sessions of the run took.
+    follows training; `before` what earlier sessions of the run took; `untimed` what steps took that were undone.
     """
 
     limit: float | None = None
     before: float = 0.0
     reserve: float = 0.0
+    untimed: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
     def elapsed(self) -> float:

@@ -105,7 +105,7 @@ class Training:
         """Take the step at `share` of the run and report it; returns the time of its end, the next one's `tick`."""
         progress = self.progress
         lr = self._set_rate(share)
-        loss = self._step(positions, lr, share)
+        loss = self.step(positions, lr, share)
         progress.batch += 1
         progress.step += 1
         now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too
@@ -113,7 +113,7 @@ class Training:
         self._report_step(loss, lr, share)
         return now
 
-    def _step(self, positions: Tensor, lr: float, share: float) -> Tensor:
+    def step(self, positions: Tensor, lr: float, share: float) -> Tensor:
         """One optimizer step at `share` of the run on the images at `positions`, (B,) int64; returns its mean loss."""
         progress = self.progress
         for stem in self.stems:

@@ -11,7 +11,8 @@ FULL = 32  # px
 class Phases:
     """The spans of a trainer's config as shares of a run of `length`.
 
-    `ema_start` is where averaging begins, `stem_bias_until` where the whitening layer's bias is frozen.
+    `ema_start` is where averaging begins, `stem_bias_until` where the whitening layer's bias is frozen, `starts` the
+    shares at which a step's work changes, 0 first.
     """
 
     def __init__(self, trainer: TrainerConfig, length: RunLength) -> None:
@@ -19,6 +20,7 @@ class Phases:
         self.stem_bias_until = share(trainer.stem_bias_until, length)
         self._ends = [share(span, length) for span in trainer.size_until]
         self._sizes = trainer.sizes
+        self.starts = sorted({0.0, *(end for end in (*self._ends, self.stem_bias_until) if end < 1)})
 
     def size(self, progress: float) -> int:
         """Side in px of the training images at `progress`, 0 to 1: the first size whose span has not ended."""

@@ -34,6 +34,7 @@ from cifarbench.training.observer import Observer, RunFacts
 from cifarbench.training.resume import resume
 from cifarbench.training.setting import Setting
 from cifarbench.training.signals import stop_requests
+from cifarbench.training.untimed import take_untimed_steps
 
 _RESERVE_SECONDS = 6.0  # for figures and files after the test, where a time limit is set
 _SAMPLES = 64
@@ -87,6 +88,7 @@ def train(
     setting = _setting(data, parts, compute, world, clock, run, model)
     training = Training(config, model, setting, observer)
     resumed = resume(training, run)
+    clock.untimed = take_untimed_steps(training, trainer.untimed_steps)
     environment = describe(compute, world.size)
     if world.is_first:
         _begin(run, config, data, parts, facts, environment, resumed)
@@ -100,7 +102,7 @@ def train(
         raise ConfigError(
             f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
         )
-    return _score(training, config, data, parts, run, clock.elapsed() - started)
+    return _score(training, config, data, parts, run, clock.elapsed() - started - clock.untimed)
 
 
 def check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
@@ -240,7 +242,8 @@ def _finish(
     run: runs.RunDirectory, training: Training, tested: str, trained: float, scored: float | None = None
 ) -> None:
     """Record the best epoch and the clocks in seconds: `train` from the first weights to the last step, `train_test`
-    with the test's forward passes, `cold` from the command to the test's end, `training` the epochs alone.
+    with the test's forward passes, `cold` from the command to the test's end, `training` the epochs alone; `untimed`,
+    the steps that were undone, is in `cold` and in no other.
     """
     progress = training.progress
     best = {"epoch": progress.best_epoch, "val_accuracy": progress.best_accuracy} if progress.best_epoch else None
@@ -254,6 +257,7 @@ def _finish(
             "train": round(trained, 3),
             "train_test": round(trained + (scored or 0.0), 3),
             "cold": round(training.setting.clock.elapsed(), 3),
+            "untimed": round(training.setting.clock.untimed, 3),
             "max_time": training.config.trainer.max_time,
         },
     )
