@@ -30,7 +30,7 @@ train: $(READY) ## Train the default model on the real CIFAR-10 (fetched where m
 	$(RUN) train $(ARGS)
 
 test: $(READY) ## Run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile -m "not timed" $(ARGS) || [ $$? -eq 5 ]
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m "not timed" $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/pytest -m timed $(ARGS) || [ $$? -eq 5 ]
 
 lint: $(READY) ## Check style, formatting and types

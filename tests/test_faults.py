@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, command, manifest_of, rows_of, shell, wait_until
+from conftest import TINY, command, manifest_of, rows_of, wait_until
 
 from cifarbench import runs
 from cifarbench.training import checkpoint
@@ -47,7 +47,7 @@ def test_a_full_disk_at_a_save_is_exit_5_with_path_and_bytes_and_the_earlier_che
     assert re.search(r"a checkpoint of [\d,]+ bytes", full.stderr)
     assert "Traceback" not in full.stderr
     assert last.read_bytes() == earlier
-    assert shell("train", *PLAIN, "hydra.run.dir=run", cwd=tmp_path).code == 0
+    assert cli("train", *PLAIN, "hydra.run.dir=run").code == 0
     assert checkpoint.load(last)["progress"]["epoch"] == 2
 
 

@@ -1,4 +1,4 @@
-"""scripts/fuzz.py: two dozen spoilt commands keep every promise, and the fuzzer notices one that does not."""
+"""scripts/fuzz.py: a few spoilt commands keep every promise, and the fuzzer notices one that does not."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def records(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz") / "corpus"
 
 
-def test_two_dozen_spoilt_commands_keep_every_promise(records, tmp_path):
-    words = ["--cases", "24", "--seed", "11", "--limit", "60", "--corpus", records, "--failures", tmp_path / "failures"]
+def test_a_few_spoilt_commands_keep_every_promise(records, tmp_path):
+    words = ["--cases", "18", "--seed", "11", "--limit", "60", "--corpus", records, "--failures", tmp_path / "failures"]
     done = python(SCRIPTS / "fuzz.py", *words, cwd=tmp_path)
     assert done.code == 0, done.out + done.err
-    assert re.search(r"^24 cases of seed 11 from 0 on in \d+ s: 0 failed;", done.out, re.MULTILINE)
+    assert re.search(r"^18 cases of seed 11 from 0 on in \d+ s: 0 failed;", done.out, re.MULTILINE)
     assert not (tmp_path / "failures").exists()
 
 

@@ -166,7 +166,7 @@ def test_a_directory_with_another_run_is_set_aside_whole(home, capsys):
 
 
 def test_an_interrupted_run_goes_on_when_the_command_is_given_again(tmp_path, monkeypatch, capsys):
-    longer = written(tmp_path, quick={**QUICK, "add": "trainer.epochs=25"})
+    longer = written(tmp_path, quick={**QUICK, "add": "trainer.epochs=12"})
     command = [sys.executable, str(SCRIPTS / "reproduce.py"), "--rows", longer, "--only", "small"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = tmp_path / "outputs/reproduce/quick/small/seed0"
@@ -182,7 +182,7 @@ def test_an_interrupted_run_goes_on_when_the_command_is_given_again(tmp_path, mo
         os.kill(manifest["process"]["pid"], 0)
     monkeypatch.chdir(tmp_path)
     assert called(reproduce, capsys, "--rows", longer, "--only", "small").code == 0
-    assert [row["epoch"] for row in rows_of(run)] == list(range(1, 26))
+    assert [row["epoch"] for row in rows_of(run)] == list(range(1, 13))
     assert [session["resumed_from"] for session in manifest_of(run)["sessions"]] == [None, "last.pt"]
     assert json.loads((tmp_path / "outputs/reproduce/results/quick/small-seed0.json").read_text())["sessions"] == 2
 

@@ -78,8 +78,8 @@ def test_a_run_leaves_every_file_of_the_contract(cli, tmp_path):
 
 
 def test_a_small_network_learns(tmp_path):
-    config = tiny_config("data.size=3000", "model.first_widths=[16,32]", "model.second_widths=[16,32]",
-                         "trainer.epochs=10", "optim.lr=0.2", "augment=flip", "trainer.batch_size=64")  # fmt: skip
+    config = tiny_config("data.size=2400", "model.first_widths=[8,16]", "model.second_widths=[16,16]",
+                         "trainer.epochs=8", "optim.lr=0.2", "augment=flip", "trainer.batch_size=64")  # fmt: skip
     outcome = fit(config, tmp_path / "run")
     rows = rows_of_checkpoint(tmp_path / "run")
     assert rows[-1]["train_loss"] < rows[0]["train_loss"] - 0.3
@@ -91,8 +91,8 @@ def rows_of_checkpoint(folder: Path) -> list[dict]:
 
 
 def test_one_batch_can_be_learnt_by_heart(cli, tmp_path):
-    result = cli("train", *TINY, "debug=overfit_batch", "trainer.epochs=8", "trainer.batch_size=32",
-                 "model.first_widths=[32,64]", "model.second_widths=[32,64]", "hydra.run.dir=run")  # fmt: skip
+    result = cli("train", *TINY, "debug=overfit_batch", "trainer.epochs=4", "trainer.batch_size=32",
+                 "model.first_widths=[16,32]", "model.second_widths=[32,64]", "hydra.run.dir=run")  # fmt: skip
     assert result.code == 0, result.err
     rows = rows_of(tmp_path / "run")
     assert rows[-1]["train_accuracy"] == 1.0
