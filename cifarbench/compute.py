@@ -78,6 +78,14 @@ def make_deterministic(wanted: bool, compiles: bool = False) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def describe(compute: Compute, world_size: int) -> dict[str, str | int]:
     """What the numbers of a run depend on beside its config, for the manifest."""
     name = torch.cuda.get_device_name(compute.device) if compute.device.type == "cuda" else _cpu_name()

@@ -11,7 +11,7 @@ import pytest
 from conftest import SCRIPTS, python
 
 
-def test_a_few_kills_of_every_way_leave_no_trace(tmp_path):
+def test_a_few_kills_leave_no_trace(tmp_path):
     chosen = ("sgd-plain-fp32", "adamw-ema-fp32", "muon-ema-bf16")
     words = ["--kills", "3", "--seed", "1", *(f"--only={name}" for name in chosen), "--folder", "runs"]
     done = python(SCRIPTS / "kill.py", *words, cwd=tmp_path, OMP_NUM_THREADS="1")

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import manifest_of, rows_of
+from conftest import TINY, manifest_of, rows_of
 
 from cifarbench.commands.hydra_app import compose
+from cifarbench.config.augment import AugmentConfig
 from cifarbench.config.history import complete, shorten
-from cifarbench.config.load import identity, load, to_plain
-from cifarbench.config.schema import TrainConfig
+from cifarbench.config.load import CHOICES, identity, load, to_plain
+from cifarbench.config.schema import TrainConfig, TrainerConfig
 from cifarbench.errors import IntegrityError
 from cifarbench.training import checkpoint
 from cifarbench.training.migrations import SCHEMA
 
 OLD = Path(__file__).parent / "schema_1"
+KEYS = Path(__file__).parent / "keys.txt"  # of the newest schema
 
 
 @pytest.fixture
@@ -92,6 +94,33 @@ def test_old_runs_are_listed_and_reported(cli, old):
     assert listed.code == 0, listed.err
     assert "resnet" in listed.out
     assert cli("report", f"run={old / 'finished'}").code == 0
+
+
+def test_a_checkpoint_of_the_second_schema_goes_on(cli, tmp_path):
+    words = [*TINY, "trainer.epochs=1", "trainer.tensorboard=false", "trainer.test=false", "hydra.run.dir=run"]
+    assert cli("train", *words).code == 0
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    state = raw(last)
+    del state["config"]["trainer"]["untimed_steps"], state["progress"]["untimed"]
+    last.write_bytes(checkpoint.sealed_bytes({**state, "schema": 2}))
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest_of(tmp_path / "run"), "status": "interrupted"}))
+    ended = cli("train", *words)
+    assert ended.code == 0, ended.err
+    assert "resumed from last.pt" in ended.out
+
+
+def test_a_key_is_added_with_a_schema_of_its_own():
+    """Where this fails, a key was added or left: tell `history.py`, raise SCHEMA with a step to it, and list it."""
+    sections = {name: choices for name, choices in CHOICES.items() if name != "data"}
+    keys = {
+        f"{section}={option}.{field.name}"
+        for section, options in sections.items()
+        for option, cls in options.items()
+        for field in dataclasses.fields(cls)
+    }
+    keys |= {f"trainer.{field.name}" for field in dataclasses.fields(TrainerConfig)}
+    keys |= {f"augment.{field.name}" for field in dataclasses.fields(AugmentConfig)}
+    assert KEYS.read_text().splitlines() == [f"schema {SCHEMA}", *sorted(keys)]
 
 
 @pytest.mark.parametrize("schema", [0, -1, SCHEMA + 1, 10**6])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -162,6 +163,7 @@ def test_untimed_steps_meet_every_size_and_no_label_and_count_in_the_cold_clock_
 
     def watched(training, positions, lr, share):
         labels = training.setting.train.targets
+        time.sleep(2 if not seen else 0)
         agreement = (labels == true[training.setting.train.indices]).double().mean().item()
         seen.append((training.phases.size(share), len(positions), agreement, training.optimizer.param_groups[0]["lr"]))
         return step(training, positions, lr, share)
@@ -178,5 +180,21 @@ def test_untimed_steps_meet_every_size_and_no_label_and_count_in_the_cold_clock_
     assert len(timed) == load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"]
     assert all(agreement == 1 and lr > 0 for _, _, agreement, lr in timed)
     timing = manifest_of(tmp_path / "run")["timing"]
-    assert timing["untimed"] > 0
+    assert timing["untimed"] > 2
     assert timing["train_test"] + timing["untimed"] < timing["cold"]
+
+
+def test_a_resumed_run_keeps_what_was_not_timed_apart(cli, tmp_path):
+    words = [*SMALL, "trainer.untimed_steps=10", "trainer.test=false", "hydra.run.dir=run"]
+    assert cli("train", *words).code == 0
+    first = manifest_of(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**first, "status": "interrupted"}))
+    assert cli("train", *words).code == 0
+    timing = manifest_of(tmp_path / "run")["timing"]
+    assert timing["untimed"] > first["timing"]["untimed"] > 0
+    assert timing["train"] + timing["untimed"] < timing["cold"]
+
+
+def test_untimed_steps_and_a_time_limit_exclude_each_other(cli):
+    ended = cli("train", *SMALL, "trainer.untimed_steps=1", "trainer.max_time=60s")
+    assert (ended.code, "`trainer.untimed_steps`" in ended.err) == (2, True)

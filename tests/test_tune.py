@@ -39,7 +39,7 @@ def test_a_trial_that_cannot_go_on_ends_the_search_in_one_sentence(cli, tmp_path
     one = ["tune", *SMALL, "tune.trials=1", "trainer.epochs=1"]
     assert cli(*one).code == 0
     (tmp_path / "outputs/tune/s/study.db").unlink()  # so that the next search begins with this trial's directory
-    refused = cli(*one, "model.bias=false")
+    refused = shell(*one, "model.bias=false", cwd=tmp_path)
     assert refused.code == 3
     assert refused.err.splitlines()[-1].startswith("cifarbench: ")
     assert "Traceback" not in refused.err

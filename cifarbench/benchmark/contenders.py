@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifarbench.benchmark.machine import synchronise
-from cifarbench.compute import Compute
+from cifarbench.compute import Compute, synchronise
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.random import Draws
 from cifarbench.data.split import Parts

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from cifarbench.compute import Compute
+from cifarbench.compute import Compute, synchronise
 
 _SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,11 +29,3 @@ def _timed(matrix: torch.Tensor, device: torch.device) -> float:
     matrix @ matrix
     synchronise(device)
     return time.perf_counter() - started
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait until the device has done what it was given; a CPU always has."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()

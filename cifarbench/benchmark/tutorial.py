@@ -11,8 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from cifarbench.benchmark.machine import synchronise
-from cifarbench.compute import choose_compute
+from cifarbench.compute import choose_compute, synchronise
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.split import Parts, Portion, channel_statistics
 from cifarbench.optim.optimizers import build_optimizer

@@ -70,7 +70,7 @@ class TrainerConfig:
     channels_last: bool = key("Whether tensors lie in memory channel by channel last (NHWC).")
     compile: bool = key("Whether torch.compile builds the model.")
     untimed_steps: int = key(
-        "Steps in each phase, on random labels and undone, before the clock of training starts; 0: none.",
+        "Steps in each phase, on random labels and undone, before the clocks of training start; 0: none.",
         unit="steps", ge=0, le=1000, neutral=True,
     )  # fmt: skip
     deterministic: bool = key("Whether only kernels are used that repeat bit for bit.")
@@ -89,6 +89,11 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if self.max_time is not None:
             seconds(self.max_time, "trainer.max_time")
+            if self.untimed_steps:
+                raise ConfigError(
+                    f"`trainer.untimed_steps` is {self.untimed_steps} and `trainer.max_time` is {self.max_time!r}, "
+                    "which counts every second; set one of them alone."
+                )
         for name in ("ema_start", "stem_bias_until"):
             check_span(getattr(self, name), f"trainer.{name}")
         for index, span in enumerate(self.size_until):

@@ -20,7 +20,7 @@ class Phases:
         self.stem_bias_until = share(trainer.stem_bias_until, length)
         self._ends = [share(span, length) for span in trainer.size_until]
         self._sizes = trainer.sizes
-        self.starts = sorted({0.0, *(end for end in (*self._ends, self.stem_bias_until) if end < 1)})
+        self.starts = sorted({0.0, *(end for end in (*self._ends, self.stem_bias_until, self.ema_start) if end < 1)})
 
     def size(self, progress: float) -> int:
         """Side in px of the training images at `progress`, 0 to 1: the first size whose span has not ended."""

@@ -88,7 +88,6 @@ def train(
     setting = _setting(data, parts, compute, world, clock, run, model)
     training = Training(config, model, setting, observer)
     resumed = resume(training, run)
-    clock.untimed = take_untimed_steps(training, trainer.untimed_steps)
     environment = describe(compute, world.size)
     if world.is_first:
         _begin(run, config, data, parts, facts, environment, resumed)
@@ -97,6 +96,7 @@ def train(
     clock.limit = seconds(trainer.max_time, "trainer.max_time") if trainer.max_time else None
     clock.reserve = _reserve(training, parts) if clock.limit else 0.0
     with stop_requests() as request:
+        clock.untimed += take_untimed_steps(training, trainer.untimed_steps)
         training.fit(request)
     if not training.progress.step:
         raise ConfigError(

@@ -18,7 +18,8 @@ class Progress:
     """Where a run stands; saved with every checkpoint.
 
     `epoch` counts finished epochs, `batch` the steps of the running one, `totals` its loss sum, right answers and
-    images so far; `seconds` all time of the run, `epoch_seconds` the running epoch's time in steps.
+    images so far; `seconds` all time of the run, `untimed` that of steps that were undone, `epoch_seconds` the running
+    epoch's time in steps.
     """
 
     epoch: int = 0
@@ -26,6 +27,7 @@ class Progress:
     step: int = 0
     totals: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0, 0.0])
     seconds: float = 0.0
+    untimed: float = 0.0
     epoch_seconds: float = 0.0
     best_epoch: int = 0
     best_accuracy: float = -1.0

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 def state_of(training: Training) -> dict[str, Any]:
     """Everything to go on bit for bit, as tensors and plain values."""
     config, progress = training.config, training.progress
-    progress.seconds = training.setting.clock.elapsed()
+    clock = training.setting.clock
+    progress.seconds, progress.untimed = clock.elapsed(), clock.untimed
     return {
         "model": training.model.state_dict(),
         "optimizer": {"name": type(training.optimizer).__name__, **training.optimizer.state_dict()},
@@ -49,4 +50,5 @@ def restore(training: Training, state: dict[str, Any], path: Path) -> None:
     # The first process's sums stand for all: the others start this epoch's at zero.
     mine = training.progress.totals if training.setting.world.is_first else [0.0, 0.0, 0.0]
     training.totals.copy_(torch.tensor(mine, dtype=training.totals.dtype))
-    training.setting.clock.before = training.progress.seconds
+    clock = training.setting.clock
+    clock.before, clock.untimed = training.progress.seconds, training.progress.untimed

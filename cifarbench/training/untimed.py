@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from cifarbench.compute import synchronise
 from cifarbench.data.split import Portion
 from cifarbench.evaluation.predict import EVAL_BATCH
 from cifarbench.training.health import Health
@@ -39,6 +40,7 @@ def take_untimed_steps(training: Training, count: int) -> float:
         training.totals.copy_(totals)
         for part, state in zip(parts, kept, strict=True):
             part.load_state_dict(state)
+    synchronise(setting.compute.device)
     return time.perf_counter() - began
 
 
@@ -50,13 +52,11 @@ def _with_drawn_labels(training: Training) -> Portion:
 
 
 def _rehearse(training: Training, count: int) -> None:
-    """The steps: a full batch and, where epochs end with a smaller one, that too, in every phase."""
+    """The steps: an epoch's first batch and, where it is smaller, its last one, in every phase."""
     images, size = training.setting.train.images, training.trainer.batch_size
     positions = torch.arange(len(images), device=images.device)
-    batches = [positions[:size]]
-    rest = len(images) % size
-    if rest and not (training.trainer.drop_last or training.trainer.limit_batches):
-        batches.append(positions[:rest])
+    first, last = positions[:size], positions[(training.length.steps_per_epoch - 1) * size :][:size]
+    batches = [first] if training.trainer.overfit_batch or len(last) == len(first) else [first, last]
     training.model.train()
     for group in training.optimizer.param_groups:
         group["lr"] = 0.0
@@ -64,5 +64,5 @@ def _rehearse(training: Training, count: int) -> None:
         for batch in batches:
             for _ in range(count):
                 training.step(batch, 0.0, share)
-    training.health.check_losses()  # which waits for the device
+    training.health.check_losses()
     training.logits(images[:EVAL_BATCH], training.trainer.tta)
