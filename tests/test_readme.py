@@ -38,7 +38,7 @@ def test_the_output_that_it_shows_is_that_of_the_recorded_runs():
     assert f"test accuracy     {test['accuracy']:.2%} of {test['n']:,}" in TEXT
     assert f"official 10,000   {test['accuracy_official']:.2%}" in TEXT
     assert f"unseen            {test['accuracy_without_duplicates']:.2%} without" in TEXT
-    for row in ("lenet", "mlp", "linear", "knn"):
+    for row in ("lenet", "mlp", "linear", "knn", "speed94"):
         accuracies = [record["test"]["accuracy"] for record in records if record["row"] == row]
         spread = f" ± {100 * statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
         (line,) = re.findall(rf"^ \d   .*(?:={row}\b).*%.*$", TEXT, re.MULTILINE)

@@ -30,9 +30,9 @@ def print_boards(ranked: Sequence[Board], by: str, top: int, notes: Sequence[str
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if not ranked:
         console.print("no finished runs were found")
-    for board in ranked:
+    for index, board in enumerate(ranked):
         shared, labels = _labels(board.groups)
-        console.print(_title(board), soft_wrap=True)
+        console.print("\n" * (index > 0), _title(board), sep="", soft_wrap=True)
         if shared:
             console.print(Text(f"all with {shared}", "dim"), soft_wrap=True)
         groups = board.groups[:top] if top else board.groups
