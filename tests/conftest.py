@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ import torch
 from cifarbench.cli import main
 from cifarbench.commands.hydra_app import compose
 from cifarbench.config.load import load
+from cifarbench.config.models import MODELS
 from cifarbench.config.schema import TrainConfig
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -53,8 +56,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def cli(capsys, tmp_path, monkeypatch) -> Callable[..., Result]:
-    """Run a command line in this process, in a folder of its own."""
+def cli(capsys, tmp_path, monkeypatch) -> Iterator[Callable[..., Result]]:
+    """Run a command line in this process, in a folder of its own; models that plugins add leave with the test."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Result:
@@ -67,7 +70,8 @@ def cli(capsys, tmp_path, monkeypatch) -> Callable[..., Result]:
         torch.set_num_threads(threads)
         return Result(code, *capsys.readouterr())
 
-    return run
+    with mock.patch.dict(MODELS):
+        yield run
 
 
 def command(*arguments: str) -> list[str]:
@@ -116,6 +120,21 @@ def wait_until(check: Callable[[], bool], seconds: float = 90) -> None:
 def manifest_of(run: Path) -> dict:
     """The content of run.json."""
     return json.loads((run / "run.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def _tiny_run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("tiny") / "run"
+    threads = torch.get_num_threads()
+    assert main(["train", *TINY, f"hydra.run.dir={run}"]) == 0
+    torch.set_num_threads(threads)
+    return run
+
+
+@pytest.fixture
+def finished(_tiny_run, tmp_path) -> Path:
+    """A finished run of TINY in the test's own folder, `run`."""
+    return Path(shutil.copytree(_tiny_run, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -24,40 +24,34 @@ def events_of(run: Path) -> EventAccumulator:
     return events
 
 
-@pytest.fixture
-def trained(cli, tmp_path) -> Path:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
-    return tmp_path / "run"
-
-
-def test_tensorboard_holds_what_the_metrics_file_holds(trained):
-    events = events_of(trained)
+def test_tensorboard_holds_what_the_metrics_file_holds(finished):
+    events = events_of(finished)
     tags = events.Tags()
     assert {"train/loss", "train/accuracy", "val/loss", "val/accuracy", "lr"} <= set(tags["scalars"])
     assert "throughput/images_per_second" in tags["scalars"]
     assert {"samples/augmented", "test/confusion_matrix", "filters/first_layer"} <= set(tags["images"])
     for name in ("train_loss", "val_accuracy"):
         points = [(point.step, point.value) for point in events.Scalars(name.replace("_", "/", 1))]
-        rows = [(row["step"], row[name]) for row in rows_of(trained)]
+        rows = [(row["step"], row[name]) for row in rows_of(finished)]
         assert [step for step, _ in points] == [step for step, _ in rows]
         assert [value for _, value in points] == pytest.approx([value for _, value in rows], rel=1e-6)
 
 
-def test_hyperparameters_open_no_ghost_run(trained):
-    folders = {path.parent for path in trained.rglob("events.*")}
-    assert folders == {trained / "tensorboard"}
-    plugins = events_of(trained).summary_metadata
+def test_hyperparameters_open_no_ghost_run(finished):
+    folders = {path.parent for path in finished.rglob("events.*")}
+    assert folders == {finished / "tensorboard"}
+    plugins = events_of(finished).summary_metadata
     assert any("hparams" in str(metadata.plugin_data.plugin_name) for metadata in plugins.values())
 
 
-def test_after_a_resume_no_step_is_doubled(cli, trained):
-    manifest = json.loads((trained / "run.json").read_text())
-    (trained / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
-    best = (trained / "checkpoints" / "best.pt").read_bytes()
-    (trained / "checkpoints" / "last.pt").write_bytes(best)
+def test_after_a_resume_no_step_is_doubled(cli, finished):
+    manifest = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    best = (finished / "checkpoints" / "best.pt").read_bytes()
+    (finished / "checkpoints" / "last.pt").write_bytes(best)
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0
-    steps = [point.step for point in events_of(trained).Scalars("train/loss")]
-    assert steps == [row["step"] for row in rows_of(trained)]
+    steps = [point.step for point in events_of(finished).Scalars("train/loss")]
+    assert steps == [row["step"] for row in rows_of(finished)]
 
 
 def test_a_tensorboard_folder_that_cannot_be_written_costs_one_warning(cli, tmp_path):
@@ -138,15 +132,15 @@ def pixels_of(path: str) -> np.ndarray:
 # --- eval ------------------------------------------------------------------------------------------------------------
 
 
-def test_eval_reproduces_the_recorded_accuracy_and_counts_the_opening(cli, trained):
-    recorded = json.loads((trained / "test.json").read_text())
+def test_eval_reproduces_the_recorded_accuracy_and_counts_the_opening(cli, finished):
+    recorded = json.loads((finished / "test.json").read_text())
     result = cli("eval", "run=run")
     assert result.code == 0, result.err
     assert "reproduced exactly" in result.out
-    again = json.loads((trained / "eval" / "best-test-none.json").read_text())
+    again = json.loads((finished / "eval" / "best-test-none.json").read_text())
     assert again["accuracy"] == recorded["accuracy"]
     assert again["confusion_matrix"] == recorded["confusion_matrix"]
-    assert manifest_of(trained)["test"]["openings"] == 2
+    assert manifest_of(finished)["test"]["openings"] == 2
 
 
 def test_eval_of_ema_weights_reproduces_too(cli, tmp_path):
@@ -155,34 +149,34 @@ def test_eval_of_ema_weights_reproduces_too(cli, tmp_path):
 
 
 @pytest.mark.parametrize(("portion", "count"), [("val", 96), ("train", 864)])
-def test_other_portions_are_labelled_and_do_not_break_the_seal(cli, trained, portion, count):
+def test_other_portions_are_labelled_and_do_not_break_the_seal(cli, finished, portion, count):
     result = cli("eval", "run=run", f"portion={portion}")
     assert result.code == 0, result.err
     assert "no test result" in result.out
-    assert json.loads((trained / "eval" / f"best-{portion}-none.json").read_text())["n"] == count
-    assert manifest_of(trained)["test"]["openings"] == 1
+    assert json.loads((finished / "eval" / f"best-{portion}-none.json").read_text())["n"] == count
+    assert manifest_of(finished)["test"]["openings"] == 1
 
 
-def test_eval_of_the_validation_part_gives_the_recorded_validation_accuracy(cli, trained):
+def test_eval_of_the_validation_part_gives_the_recorded_validation_accuracy(cli, finished):
     cli("eval", "run=run", "portion=val")
-    report = json.loads((trained / "eval" / "best-val-none.json").read_text())
-    assert report["accuracy"] == manifest_of(trained)["best"]["val_accuracy"]
+    report = json.loads((finished / "eval" / "best-val-none.json").read_text())
+    assert report["accuracy"] == manifest_of(finished)["best"]["val_accuracy"]
 
 
 @pytest.mark.parametrize("tta", ["flip", "multicrop"])
-def test_eval_takes_views(cli, trained, tta):
+def test_eval_takes_views(cli, finished, tta):
     assert cli("eval", "checkpoint=run/checkpoints/best.pt", f"tta={tta}").code == 0
-    left = {path.name for path in (trained / "eval").iterdir()}
+    left = {path.name for path in (finished / "eval").iterdir()}
     stem = f"best-test-{tta}"
     assert left == {f"{stem}.json", f"{stem}-confusion_matrix.csv", f"{stem}-confusion_matrix.png"}
 
 
-def test_eval_on_other_data_is_refused(cli, trained):
+def test_eval_on_other_data_is_refused(cli, finished):
     import torch
 
     from cifarbench.training.checkpoint import load, save
 
-    path = trained / "checkpoints" / "best.pt"
+    path = finished / "checkpoints" / "best.pt"
     state = load(path)
     state["config"]["data"]["size"] = 1800
     save(state, path)
@@ -199,13 +193,13 @@ def test_eval_needs_exactly_one_thing_that_exists(cli, arguments):
     assert "Traceback" not in result.err
 
 
-def test_tensorboard_serves_a_run(trained):
+def test_tensorboard_serves_a_run(finished):
     import subprocess
     import sys
     import time
 
     port = 16006 + os.getpid() % 2000
-    arguments = ["--logdir", str(trained.parent), "--port", str(port), "--host", "127.0.0.1", "--load_fast=false"]
+    arguments = ["--logdir", str(finished.parent), "--port", str(port), "--host", "127.0.0.1", "--load_fast=false"]
     server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *arguments], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

@@ -113,12 +113,6 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_its_directory_alone(cl
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.fixture
-def finished(cli, tmp_path) -> Path:
-    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
-    return tmp_path / "run"
-
-
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
