@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import torch
 
 from cifarbench import __version__
 from cifarbench.errors import ResourceError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Compute:
 
 
 def choose_compute(device: str, precision: str, threads: int | None, local_rank: int = 0) -> Compute:
-    """Resolve "auto" and set the CPU thread count.
+    """Resolve "auto", set the CPU thread count, and keep a CPU's freed memory for the next tensor.
 
     Raises:
         ResourceError: the device asked for is not there; nothing else is taken in its place.
@@ -37,7 +41,25 @@ def choose_compute(device: str, precision: str, threads: int | None, local_rank:
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = _device(device, local_rank)
+    if chosen.type == "cpu":
+        keep_freed_memory()
     return Compute(chosen, _precision(precision, chosen))
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory of freed tensors, for the next ones, until it ends; returns whether it does.
+
+    The C library of Linux, left alone, asks the kernel for every large tensor anew and gives it back when it is freed,
+    so a training step waits for tens of thousands of fresh pages, each filled with zeros first (mallopt(3), M_MMAP_MAX
+    and M_TRIM_THRESHOLD). Other C libraries are left as they are, and so is one that the user has set up: by
+    GLIBC_TUNABLES or a variable MALLOC_…_.
+    """
+    if any(name == "GLIBC_TUNABLES" or re.fullmatch("MALLOC_[A-Z_]+_", name) for name in os.environ):
+        return False
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def _device(name: str, local_rank: int) -> torch.device:

@@ -1,0 +1,33 @@
+"""The machine: memory that is kept for the next tensor."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+from conftest import python
+
+# Pages that the kernel hands out while ten tensors of 64 MiB come and go, after ten that came first.
+PAGES = """
+import resource
+import torch
+from cifarbench.compute import choose_compute
+
+choose_compute("cpu", "fp32", 1)
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+pages()
+print(pages())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about the C library of Linux")
+def test_freed_memory_is_kept_for_the_next_tensor_unless_the_user_has_set_up_the_library(tmp_path):
+    kept = int(python("-c", PAGES, cwd=tmp_path).out)
+    given_back = int(python("-c", PAGES, cwd=tmp_path, GLIBC_TUNABLES="").out)
+    assert 20 * kept < given_back
