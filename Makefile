@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY) ## Train on drawn images, no download: under two minutes on two cores
-	$(RUN) train data=synthetic data.size=20000 model=simple_cnn trainer.epochs=5
+	$(RUN) train data=synthetic data.size=12000 model=simple_cnn trainer.epochs=4
 
 train: $(READY) ## Train the default model on the real CIFAR-10 (fetched where missing)
 	$(RUN) train $(ARGS)
