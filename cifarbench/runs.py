@@ -133,6 +133,17 @@ class RunDirectory:
             **entries,
         )
 
+    def count_opening(self) -> None:
+        """Add one to the openings of the seal; called before the test images are seen, so that none goes uncounted.
+
+        Raises:
+            IntegrityError: the manifest holds no such count.
+        """
+        test = self.manifest.get("test", {})
+        if not isinstance(test, dict) or not isinstance(test.get("openings", 0), int):
+            raise IntegrityError(f"{self.path / 'run.json'} is damaged: its `test.openings` is no whole number.")
+        self.update(test={**test, "openings": test.get("openings", 0) + 1})
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved config as config.yaml."""
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -185,7 +196,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def count_opening(directory: Path) -> None:
-    """Add one to the openings of the seal that a run's manifest counts, before the test part is opened again.
+    """Add one to the openings of the seal of the run in `directory`, before its test part is opened again.
 
     Raises:
         IntegrityError: the manifest holds no such count.
@@ -193,10 +204,7 @@ def count_opening(directory: Path) -> None:
     holder = RunDirectory(directory)
     holder.acquire()
     try:
-        test = holder.manifest.get("test", {})
-        if not isinstance(test, dict) or not isinstance(test.get("openings", 0), int):
-            raise IntegrityError(f"{directory / 'run.json'} is damaged: its `test.openings` is no whole number.")
-        holder.update(test={**test, "openings": test.get("openings", 0) + 1})
+        holder.count_opening()
     finally:
         holder.release()
 

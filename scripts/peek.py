@@ -141,8 +141,7 @@ def _epoch_scores(run: runs.RunDirectory, data: Any, parts: Any, epoch: int) -> 
 
     trained = restore(run.path / "epochs" / f"{epoch}.pt")
     compute = trained.compute(trained.config.trainer.device, "auto", None)
-    test = run.manifest["test"]
-    run.update(test={**test, "openings": test["openings"] + 1})  # before the images are seen
+    run.count_opening()
     portion = parts.test.open()
     images = portion.images.to(compute.device)
     layout = trained.config.trainer.channels_last

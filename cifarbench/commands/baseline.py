@@ -76,8 +76,7 @@ def _test(model: Any, holder: runs.RunDirectory, data: Any, parts: Any, compute:
     from cifarbench.evaluation.predict import predict
     from cifarbench.training.session import Outcome
 
-    test = holder.manifest["test"]
-    holder.update(test={**test, "openings": test["openings"] + 1})
+    holder.count_opening()
     portion = parts.test.open()
     print(f"k = {model.k}: scoring {len(portion):,} test images", flush=True)
     logits = predict(model, portion.images.to(compute.device), RAW, compute).cpu()

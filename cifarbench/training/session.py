@@ -225,8 +225,7 @@ def _score(
     if not config.trainer.test:
         return Outcome(None, None, parts, tested, training.scored)
     if world.is_first:
-        test = {**run.manifest["test"], "openings": run.manifest["test"]["openings"] + 1}
-        run.update(test=test)  # written before the images are seen, so that no opening goes uncounted
+        run.count_opening()
     portion = parts.test.open()
     tta = config.trainer.tta
     before = time.perf_counter()
