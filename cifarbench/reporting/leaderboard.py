@@ -32,7 +32,9 @@ def print_boards(ranked: Sequence[Board], by: str, top: int, notes: Sequence[str
         console.print("no finished runs were found")
     for index, board in enumerate(ranked):
         shared, labels = _labels(board.groups)
-        console.print("\n" * (index > 0), _title(board), sep="", soft_wrap=True)
+        if index:
+            console.print()
+        console.print(_title(board), soft_wrap=True)
         if shared:
             console.print(Text(f"all with {shared}", "dim"), soft_wrap=True)
         groups = board.groups[:top] if top else board.groups
