@@ -61,17 +61,24 @@ def cli(capsys, tmp_path, monkeypatch) -> Iterator[Callable[..., Result]]:
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Result:
-        threads = torch.get_num_threads()
         capsys.readouterr()
         try:
-            code = main(list(arguments))
+            code = in_this_process(*arguments)
         except SystemExit as leaving:
             code = int(leaving.code or 0)
-        torch.set_num_threads(threads)
         return Result(code, *capsys.readouterr())
 
     with mock.patch.dict(MODELS):
         yield run
+
+
+def in_this_process(*arguments: str) -> int:
+    """The exit code of a command line; the number of threads, which it may set, is put back."""
+    threads = torch.get_num_threads()
+    try:
+        return main(list(arguments))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def command(*arguments: str) -> list[str]:
@@ -122,12 +129,15 @@ def manifest_of(run: Path) -> dict:
     return json.loads((run / "run.json").read_text())
 
 
+def mark_interrupted(run: Path) -> None:
+    """Let run.json say that the run was interrupted, so that it is gone on with."""
+    (run / "run.json").write_text(json.dumps({**manifest_of(run), "status": "interrupted"}))
+
+
 @pytest.fixture(scope="session")
 def _tiny_run(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("tiny") / "run"
-    threads = torch.get_num_threads()
-    assert main(["train", *TINY, f"hydra.run.dir={run}"]) == 0
-    torch.set_num_threads(threads)
+    assert in_this_process("train", *TINY, f"hydra.run.dir={run}") == 0
     return run
 
 
@@ -143,9 +153,7 @@ def two_runs(tmp_path_factory) -> tuple[Path, Path]:
     home = tmp_path_factory.mktemp("two_runs")
     for seed in (0, 1):
         words = [*TINY, "trainer.precision=fp32", "trainer.threads=1", "trainer.tensorboard=false", f"seed={seed}"]
-        threads = torch.get_num_threads()
-        assert main(["train", *words, f"hydra.run.dir={home / f'run{seed}'}"]) == 0
-        torch.set_num_threads(threads)
+        assert in_this_process("train", *words, f"hydra.run.dir={home / f'run{seed}'}") == 0
     return home / "run0", home / "run1"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, manifest_of, rows_of, shell, wait_until
+from conftest import TINY, manifest_of, mark_interrupted, rows_of, shell, wait_until
 
 from cifarbench.training.checkpoint import load
 from cifarbench.training.distributed import World
@@ -76,8 +75,7 @@ def test_with_norms_exchanged_two_processes_train_like_one(cli, tmp_path):
 
 def test_another_number_of_processes_is_refused(runs_of_one_and_two, tmp_path):
     folder = shutil.copytree(runs_of_one_and_two / "two", tmp_path / "two")
-    manifest = manifest_of(folder)
-    (folder / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    mark_interrupted(folder)
     ended = shell("train", *EXACT, "hydra.run.dir=two", cwd=tmp_path)
     assert (ended.code, "by 2 processes" in ended.err) == (3, True)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, command, manifest_of, rows_of, wait_until
+from conftest import TINY, command, manifest_of, mark_interrupted, rows_of, wait_until
 
 from cifarbench import runs
 from cifarbench.training import checkpoint
@@ -37,8 +37,7 @@ def test_a_full_disk_at_a_save_is_exit_5_with_path_and_bytes_and_the_earlier_che
     assert cli("train", *PLAIN, "hydra.run.dir=run").code == 0
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     size = last.stat().st_size
-    manifest = manifest_of(tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    mark_interrupted(tmp_path / "run")
     last.write_bytes((tmp_path / "run" / "checkpoints" / "best.pt").read_bytes())
     earlier = last.read_bytes()
     full = with_files_of_at_most(size // 2, "train", *PLAIN, "hydra.run.dir=run", "trainer.epochs=2", cwd=tmp_path)
@@ -100,7 +99,7 @@ def test_a_disk_that_fills_up_under_tensorboard_alone_costs_one_warning(cli, tmp
 def test_other_threads_are_said_when_a_run_goes_on(cli, tmp_path):
     assert cli("train", *PLAIN, "trainer.threads=1", "hydra.run.dir=run").code == 0
     run = tmp_path / "run"
-    (run / "run.json").write_text(json.dumps({**manifest_of(run), "status": "interrupted"}))
+    mark_interrupted(run)
     result = cli("train", "trainer.resume=run", "trainer.threads=2")
     assert result.code == 0, result.err
     assert "threads was 1 before and is 2 now" in result.out

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, manifest_of, rows_of
+from conftest import TINY, manifest_of, mark_interrupted, rows_of
 
 from cifarbench.commands.hydra_app import compose
 from cifarbench.config.augment import AugmentConfig
@@ -103,7 +103,7 @@ def test_a_checkpoint_of_the_second_schema_goes_on(cli, tmp_path):
     state = raw(last)
     del state["config"]["trainer"]["untimed_steps"], state["progress"]["untimed"]
     last.write_bytes(checkpoint.sealed_bytes({**state, "schema": 2}))
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**manifest_of(tmp_path / "run"), "status": "interrupted"}))
+    mark_interrupted(tmp_path / "run")
     ended = cli("train", *words)
     assert ended.code == 0, ended.err
     assert "resumed from last.pt" in ended.out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, manifest_of, rows_of
+from conftest import TINY, manifest_of, mark_interrupted, rows_of
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -45,8 +45,7 @@ def test_hyperparameters_open_no_ghost_run(finished):
 
 
 def test_after_a_resume_no_step_is_doubled(cli, finished):
-    manifest = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    mark_interrupted(finished)
     best = (finished / "checkpoints" / "best.pt").read_bytes()
     (finished / "checkpoints" / "last.pt").write_bytes(best)
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0

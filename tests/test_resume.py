@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, command, manifest_of, rows_of, shell, tiny_config
+from conftest import TINY, command, manifest_of, mark_interrupted, rows_of, shell, tiny_config
 
 from cifarbench.training.checkpoint import load, save, tensor_hash
 from cifarbench.training.setting import Progress
@@ -152,8 +152,7 @@ def test_resume_never_refuses_a_directory_with_a_run(cli, finished):
 def test_a_damaged_last_checkpoint_is_named_and_the_best_one_used(cli, finished):
     whole = tensor_hash(load(finished / "checkpoints" / "last.pt")["model"])
     (finished / "checkpoints" / "last.pt").write_bytes(b"")
-    manifest = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    mark_interrupted(finished)
     result = cli("train", *TINY, "hydra.run.dir=run")
     assert result.code == 0, result.err
     assert "last.pt is damaged" in result.out
@@ -163,8 +162,7 @@ def test_a_damaged_last_checkpoint_is_named_and_the_best_one_used(cli, finished)
 def test_a_run_with_no_readable_checkpoint_is_exit_3(cli, finished):
     for name in ("last", "best"):
         (finished / "checkpoints" / f"{name}.pt").write_bytes(b"PK")
-    manifest = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    mark_interrupted(finished)
     result = cli("train", *TINY, "hydra.run.dir=run")
     assert result.code == 3
     assert "last.pt" in result.err
@@ -172,7 +170,7 @@ def test_a_run_with_no_readable_checkpoint_is_exit_3(cli, finished):
 
 def interrupted(run: Path, **progress: int) -> None:
     """Make a finished run one that was killed, its last checkpoint with other `progress`."""
-    (run / "run.json").write_text(json.dumps({**manifest_of(run), "status": "interrupted"}))
+    mark_interrupted(run)
     last = state(run)
     save({**last, "progress": {**last["progress"], **progress}}, run / "checkpoints" / "last.pt")
 
@@ -207,8 +205,7 @@ def test_rows_after_the_checkpoint_are_not_doubled(cli, finished):
     rows = rows_of(finished)
     with (finished / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "step": 99}\n{"epo')
-    manifest = json.loads((finished / "run.json").read_text())
-    (finished / "run.json").write_text(json.dumps({**manifest, "status": "interrupted"}))
+    mark_interrupted(finished)
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0
     assert rows_of(finished) == rows
 

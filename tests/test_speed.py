@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from conftest import TINY, manifest_of, tiny_config
+from conftest import TINY, manifest_of, mark_interrupted, tiny_config
 from test_resume import FAST, RICH, assert_same_end
 from test_training import fit
 
@@ -189,7 +189,7 @@ def test_a_resumed_run_keeps_what_was_not_timed_apart(cli, tmp_path):
     words = [*SMALL, "trainer.epochs=1", "trainer.untimed_steps=4", "trainer.test=false", "hydra.run.dir=run"]
     assert cli("train", *words).code == 0
     first = manifest_of(tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**first, "status": "interrupted"}))
+    mark_interrupted(tmp_path / "run")
     assert cli("train", *words).code == 0
     timing = manifest_of(tmp_path / "run")["timing"]
     assert timing["untimed"] > first["timing"]["untimed"] > 0
