@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import pytest
 import torch
+from processes import Result
 
 from cifarbench.cli import main
 from cifarbench.commands.hydra_app import compose
@@ -39,14 +37,6 @@ TINY = [
     "trainer.progress=plain",
     "trainer.report=false",
 ]
-
-
-class Result(NamedTuple):
-    """What a command ended with."""
-
-    code: int
-    out: str
-    err: str
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -79,30 +69,6 @@ def in_this_process(*arguments: str) -> int:
         return main(list(arguments))
     finally:
         torch.set_num_threads(threads)
-
-
-def command(*arguments: str) -> list[str]:
-    """The command line for another process."""
-    return [sys.executable, "-m", "cifarbench", *arguments]
-
-
-def shell(*arguments: str, cwd: Path, timeout: float = 120, **environment: str) -> Result:
-    """Run a command line in another process."""
-    return python("-m", "cifarbench", *arguments, cwd=cwd, timeout=timeout, **environment)
-
-
-def python(*arguments: str | Path, cwd: Path, timeout: float = 400, **environment: str) -> Result:
-    """Run Python in another process, as on a script of `scripts/`."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def tiny_config(*overrides: str) -> TrainConfig:

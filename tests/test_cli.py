@@ -8,7 +8,8 @@ import sys
 import time
 
 import pytest
-from conftest import TINY, command, manifest_of, python, shell
+from conftest import TINY, manifest_of
+from processes import command, python, shell
 
 from cifarbench.commands.names import conf_dir
 from cifarbench.config.load import CHOICES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 
 import pytest
-from conftest import python
+from processes import python
 
 # Pages that the kernel hands out while ten tensors of 64 MiB come and go, after ten that came first.
 PAGES = """

@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 import damage
-from conftest import SCRIPTS, python
+from conftest import SCRIPTS
+from processes import python
 from test_checkpoint import state
 
 from cifarbench.training import checkpoint

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, manifest_of, mark_interrupted, rows_of, shell, wait_until
+from conftest import TINY, in_this_process, manifest_of, mark_interrupted, rows_of, wait_until
 
 from cifarbench.training.checkpoint import load
 from cifarbench.training.distributed import World
@@ -36,7 +36,7 @@ def torchrun(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def runs_of_one_and_two(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    assert shell("train", *EXACT, "hydra.run.dir=one", cwd=folder).code == 0
+    assert in_this_process("train", *EXACT, f"hydra.run.dir={folder / 'one'}") == 0
     done = torchrun("train", *EXACT, "hydra.run.dir=two", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
@@ -73,10 +73,10 @@ def test_with_norms_exchanged_two_processes_train_like_one(cli, tmp_path):
         assert second["train_loss"] == pytest.approx(first["train_loss"], abs=1e-3)
 
 
-def test_another_number_of_processes_is_refused(runs_of_one_and_two, tmp_path):
+def test_another_number_of_processes_is_refused(runs_of_one_and_two, cli, tmp_path):
     folder = shutil.copytree(runs_of_one_and_two / "two", tmp_path / "two")
     mark_interrupted(folder)
-    ended = shell("train", *EXACT, "hydra.run.dir=two", cwd=tmp_path)
+    ended = cli("train", *EXACT, "hydra.run.dir=two")
     assert (ended.code, "by 2 processes" in ended.err) == (3, True)
 
 

@@ -10,11 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, command, manifest_of, mark_interrupted, rows_of, wait_until
+from conftest import TINY, manifest_of, mark_interrupted, rows_of, wait_until
+from processes import command, forked
 
 from cifarbench import runs
 from cifarbench.training import checkpoint
@@ -22,15 +24,9 @@ from cifarbench.training import checkpoint
 PLAIN = [*TINY, "trainer.tensorboard=false"]
 
 
-def with_files_of_at_most(size: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a command whose files the kernel lets grow to `size` bytes: to it, the disk is full from there on."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-    return subprocess.run(
-        command(*arguments), cwd=cwd, preexec_fn=limit, capture_output=True, text=True, check=False, timeout=120
-    )
+def files_of_at_most(size: int) -> None:
+    """Let the kernel refuse files of more than `size` bytes to this process: to it, the disk is full from there on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def test_a_full_disk_at_a_save_is_exit_5_with_path_and_bytes_and_the_earlier_checkpoint_loads(cli, tmp_path):
@@ -40,11 +36,14 @@ def test_a_full_disk_at_a_save_is_exit_5_with_path_and_bytes_and_the_earlier_che
     mark_interrupted(tmp_path / "run")
     last.write_bytes((tmp_path / "run" / "checkpoints" / "best.pt").read_bytes())
     earlier = last.read_bytes()
-    full = with_files_of_at_most(size // 2, "train", *PLAIN, "hydra.run.dir=run", "trainer.epochs=2", cwd=tmp_path)
-    assert full.returncode == 5, full.stderr
-    assert re.search(r"checkpoints/(last|best)\.pt", full.stderr)
-    assert re.search(r"a checkpoint of [\d,]+ bytes", full.stderr)
-    assert "Traceback" not in full.stderr
+    words = ("train", *PLAIN, "hydra.run.dir=run", "trainer.epochs=2")
+    full = forked(*words, cwd=tmp_path, log=tmp_path / "log", prepare=partial(files_of_at_most, size // 2))
+    full.join(60)
+    said = (tmp_path / "log").read_text()
+    assert full.exitcode == 5, said
+    assert re.search(r"checkpoints/(last|best)\.pt", said)
+    assert re.search(r"a checkpoint of [\d,]+ bytes", said)
+    assert "Traceback" not in said
     assert last.read_bytes() == earlier
     assert cli("train", *PLAIN, "hydra.run.dir=run").code == 0
     assert checkpoint.load(last)["progress"]["epoch"] == 2

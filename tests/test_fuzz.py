@@ -8,9 +8,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import SCRIPTS, python
+from conftest import SCRIPTS
 from fuzzing.case import Case, from_json
 from fuzzing.files import Spoiler
+from processes import python
 
 
 @pytest.fixture(scope="module")

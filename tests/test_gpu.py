@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 
 import pytest
 import torch
 from conftest import TINY, manifest_of, tiny_config
+from processes import forked
 from test_augment import EVERYTHING, MEAN, OFF, STD
-from test_resume import start, wait_for_step
+from test_resume import wait_for_step
 
 from cifarbench.commands.hydra_app import compose
 from cifarbench.config.augment import AugmentConfig
@@ -80,10 +82,11 @@ def test_two_runs_with_one_seed_end_alike_and_a_stopped_one_as_if_it_had_not_bee
     words = [*TINY, *GPU, "augment=mixup", "trainer.ema=0.9", "trainer.epochs=20", "trainer.checkpoint_every=1"]
     for name in ("one", "two"):
         assert cli("train", *words, f"hydra.run.dir={name}").code == 0
-    process = start(tmp_path, *words, "hydra.run.dir=stopped")
+    process = forked("train", *words, "hydra.run.dir=stopped", cwd=tmp_path, log=tmp_path / "log")
     wait_for_step(process, tmp_path / "stopped", 3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 143
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
     assert cli("train", "trainer.resume=stopped").code == 0
     ends = [load(tmp_path / name / "checkpoints" / "last.pt") for name in ("one", "two", "stopped")]
     for part in ("model", "ema"):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import kill
 import pytest
-from conftest import SCRIPTS, python
+from conftest import SCRIPTS
+from processes import python
 
 
 def test_a_few_kills_leave_no_trace(tmp_path):

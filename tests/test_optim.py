@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import TINY, python
+from conftest import TINY
+from processes import python
 from torch import nn
 
 from cifarbench.commands.hydra_app import compose

@@ -21,7 +21,8 @@ import reproduce
 import results
 import torch
 import yaml
-from conftest import SCRIPTS, Result, manifest_of, rows_of, wait_until
+from conftest import SCRIPTS, manifest_of, rows_of, wait_until
+from processes import Result
 from scipy import stats
 from table.progress import Entry, seconds_left
 from table.records import read_records, record_of, write_note

@@ -7,13 +7,14 @@ import json
 import os
 import random
 import signal
-import subprocess
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, command, manifest_of, mark_interrupted, rows_of, shell, tiny_config
+from conftest import TINY, manifest_of, mark_interrupted, rows_of, tiny_config
+from processes import forked, shell
 
 from cifarbench.training.checkpoint import load, save, tensor_hash
 from cifarbench.training.setting import Progress
@@ -30,17 +31,10 @@ RICH = [
 ]
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    log = (folder / "log").open("a")
-    process = subprocess.Popen(command("train", *arguments), cwd=folder, stdout=log, stderr=log)
-    log.close()
-    return process
-
-
-def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+def wait_for_step(process: BaseProcess, run: Path, step: int) -> None:
     """Wait until the run's checkpoint is at `step` or later, or the process has ended."""
     deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
+    while process.is_alive() and time.monotonic() < deadline:
         path = run / "checkpoints" / "last.pt"
         if path.exists() and load(path)["progress"]["step"] >= step:
             return
@@ -82,11 +76,11 @@ def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(cli, tmp_path):
     draw = random.Random(os.urandom(8))
     steps = sorted(draw.sample(range(2, 28), 2))
     for step in steps:
-        process = start(tmp_path, *arguments, "hydra.run.dir=killed")
+        process = forked("train", *arguments, "hydra.run.dir=killed", cwd=tmp_path, log=tmp_path / "log")
         wait_for_step(process, tmp_path / "killed", step)
         time.sleep(draw.random() * 0.1)
         process.kill()
-        process.wait()
+        process.join()
     resumed = shell("train", *arguments, "hydra.run.dir=killed", cwd=tmp_path)
     assert resumed.code == 0, (steps, resumed.err)
     assert "resumed from" in resumed.out
@@ -97,10 +91,11 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_its_directory_alone(cl
     arguments = [*RICH, "trainer.checkpoint_every=0", "trainer.epochs=8"]
     stopped_at, command = 0, [*arguments, "hydra.run.dir=run"]
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
-        process = start(tmp_path, *command)
+        process = forked("train", *command, cwd=tmp_path, log=tmp_path / "log")
         wait_for_step(process, tmp_path / "run", stopped_at + 1)
-        process.send_signal(number)
-        assert process.wait(timeout=30) == code
+        os.kill(process.pid, number)
+        process.join(30)
+        assert process.exitcode == code
         assert manifest_of(tmp_path / "run")["status"] == "interrupted"
         assert f"after step {stopped_at}" in (tmp_path / "log").read_text() or not stopped_at
         stopped_at, command = state(tmp_path / "run")["progress"]["step"], ["trainer.resume=run"]
@@ -211,11 +206,13 @@ def test_rows_after_the_checkpoint_are_not_doubled(cli, finished):
 
 
 def test_a_second_sigint_ends_at_once_and_the_old_checkpoint_stays(tmp_path):
-    process = start(tmp_path, *RICH, "trainer.epochs=500", "hydra.run.dir=run")
+    words = ("train", *RICH, "trainer.epochs=500", "hydra.run.dir=run")
+    process = forked(*words, cwd=tmp_path, log=tmp_path / "log")
     wait_for_step(process, tmp_path / "run", 3)
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == 130
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(10)
+    assert process.exitcode == 130
     assert state(tmp_path / "run")["progress"]["step"] >= 3
 
 

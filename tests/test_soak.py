@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import soak
-from conftest import SCRIPTS, manifest_of, python
+from conftest import SCRIPTS, manifest_of
+from processes import python
 
 
 def test_a_few_seconds_of_random_work_leave_everything_in_order(tmp_path):

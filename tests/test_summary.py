@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import python, shell
+from processes import python, shell
 from test_models import FAMILIES, SMALL, build
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import signal
-import subprocess
 
 import pytest
-from conftest import TINY, command, manifest_of, rows_of, shell, wait_until
+from conftest import TINY, manifest_of, rows_of, wait_until
+from processes import forked, shell
 
 from cifarbench.commands.sweep import rewrite
 from cifarbench.errors import ConfigError
@@ -124,13 +123,11 @@ def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(cli, tmp_path):
     killed, labels = tmp_path / "killed", [job["label"] for job in jobs_of(tmp_path / "whole")]
     names = [f"{number}-{label.replace(', ', ',')}" for number, label in enumerate(labels)]
     for number in (1, 5):
-        log = (tmp_path / f"log{number}").open("w")
-        sweep = subprocess.Popen(command(*arguments, "hydra.sweep.dir=killed"), cwd=tmp_path, stdout=log, stderr=log)
-        log.close()
+        sweep = forked(*arguments, "hydra.sweep.dir=killed", cwd=tmp_path, log=tmp_path / "log")
         job = killed / names[number]
         wait_until(lambda job=job: (job / "checkpoints" / "last.pt").exists())
-        sweep.send_signal(signal.SIGKILL)
-        sweep.wait()
+        sweep.kill()
+        sweep.join()
     before = {path: path.read_bytes() for path in killed.glob("*/test.json")}
     assert 4 <= len(before) < 9
     ended = cli(*arguments, "hydra.sweep.dir=killed")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
 
 import pytest
 import yaml
-from conftest import TINY, command, manifest_of, shell, wait_until
+from conftest import TINY, manifest_of, wait_until
+from processes import forked, shell
 
 from cifarbench.config.tune import dimension
 from cifarbench.errors import ConfigError
@@ -39,7 +38,7 @@ def test_a_trial_that_cannot_go_on_ends_the_search_in_one_sentence(cli, tmp_path
     one = ["tune", *SMALL, "tune.trials=1", "trainer.epochs=1"]
     assert cli(*one).code == 0
     (tmp_path / "outputs/tune/s/study.db").unlink()  # so that the next search begins with this trial's directory
-    refused = shell(*one, "model.bias=false", cwd=tmp_path)
+    refused = cli(*one, "model.bias=false")
     assert refused.code == 3
     assert refused.err.splitlines()[-1].startswith("cifarbench: ")
     assert "Traceback" not in refused.err
@@ -114,14 +113,13 @@ def test_a_grid_is_walked_once(cli, tmp_path):
 def test_two_workers_one_killed_and_the_study_is_whole(tmp_path):
     arguments = ["tune", *SMALL, "trainer.epochs=6", "tune.trials=4", "tune.pruner=none", "tune.patience=3"]
     study = tmp_path / "outputs" / "tune" / "s"
-    log = (tmp_path / "log").open("w")
-    victim = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=log, stderr=log)
+    victim = forked(*arguments, cwd=tmp_path, log=tmp_path / "log")
     wait_until(lambda: (study / "trial-0" / "checkpoints" / "last.pt").exists(), seconds=60)
-    other = subprocess.Popen(command(*arguments), cwd=tmp_path, stdout=log, stderr=log)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert other.wait(timeout=150) == 0, (tmp_path / "log").read_text()
-    log.close()
+    other = forked(*arguments, cwd=tmp_path, log=tmp_path / "log")
+    victim.kill()
+    victim.join()
+    other.join(150)
+    assert other.exitcode == 0, (tmp_path / "log").read_text()
     trials = study_of(tmp_path).trials
     ended = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
     assert len(ended) == 4
