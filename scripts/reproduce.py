@@ -1,11 +1,14 @@
 """Run the rows of the published table that a profile holds, and write RESULTS.md from their records.
 
-    python scripts/reproduce.py --profile quick|cpu|gpu [--only ROW …] [--minutes M] [--list]
+    python scripts/reproduce.py --profile quick|cpu|gpu [--only ROW …] [--minutes M] [--fresh] [--list]
 
 Every run is the command that a user would type, in outputs/reproduce/<profile>/<row>/seed<k>. The same command again
 goes on: finished runs are kept where their config and data are those of now, an interrupted one is resumed, a failed
 one tried again. Each finished run leaves a record, scripts/results/<profile>/<row>-seed<k>.json; those of the quick
 profile, on drawn images, stay below outputs/reproduce/.
+
+`--fresh` doubts the page instead of writing it: as many runs with other seeds, below outputs/fresh/, and for each row
+whether the published mean lies within the 95 % interval of the new one.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from table.progress import Entry
-from table.records import COMMITTED
+from table.records import COMMITTED, read_records
 from table.rows import LIST, PROFILES, Job, Section, choose, jobs_of, read_rows, rows_of
 from table.standing import Asked
 from table.work import conclude, entries_of, reuse, run
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from table.overview import Overview
 
 _QUICK = Path("outputs", "reproduce", "results")
+_FRESH = Path("outputs", "fresh", "results")
 
 
 def arguments() -> argparse.Namespace:
@@ -41,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows alone")
     parser.add_argument("--minutes", type=float, metavar="M", help="start no further run after M minutes")
     parser.add_argument("--missing", action="store_true", help="leave out runs that have a record, of any machine")
+    parser.add_argument("--fresh", action="store_true", help="other seeds, compared with the published records")
     parser.add_argument("--no-times", action="store_true", help="the machine is shared: record no times")
     parser.add_argument("--list", action="store_true", help="show the runs and their commands, and run nothing")
     parser.add_argument("--rows", type=Path, default=LIST, metavar="FILE", help="another list of rows")
@@ -64,9 +69,10 @@ def main() -> int:
 def _reproduce(given: argparse.Namespace) -> int:
     if given.minutes is not None and not given.minutes > 0:
         raise ConfigError(f"--minutes is {given.minutes:g}; it must be a number above 0.")
-    records = _QUICK if given.profile == "quick" else COMMITTED
+    published = _QUICK if given.profile == "quick" else COMMITTED
+    records = _FRESH if given.fresh else published
     sections, asked = read_rows(given.rows), Asked()
-    jobs = jobs_of(choose(rows_of(sections), given.profile, given.only), given.profile)
+    jobs = jobs_of(choose(rows_of(sections), given.profile, given.only), given.profile, given.fresh)
     jobs = [job for job in jobs if not (given.missing and (records / job.record).is_file())]
     entries = entries_of(jobs, asked)
     if given.list:
@@ -80,7 +86,10 @@ def _reproduce(given: argparse.Namespace) -> int:
         reuse(entries, asked, records, overview.said)
         _work(entries, given, request, overview, records)
     overview.final()
-    _publish(sections, given.profile, records)
+    if given.fresh:
+        _compare(sections, given.profile, published, jobs)
+    else:
+        _publish(sections, given.profile, records)
     return _verdict(entries, request.number)
 
 
@@ -118,6 +127,16 @@ def _publish(sections: list[Section], profile: str, records: Path) -> None:
 
     where = page.Places(records, records.parent / "RESULTS.md") if profile == "quick" else page.Places()
     print(page.write(sections, where, PROFILES[profile]))
+
+
+def _compare(sections: list[Section], profile: str, published: Path, jobs: Sequence[Job]) -> None:
+    """Print the new runs of these jobs beside the published ones."""
+    from table import fresh
+
+    rows, dataset = rows_of(sections), PROFILES[profile]
+    asked = {(job.row.name, profile, job.seed) for job in jobs}
+    new = [run for run in read_records(_FRESH, dataset) if (run.row, run.profile, run.seed) in asked]
+    fresh.show(rows, read_records(published, dataset), new)
 
 
 def _verdict(entries: Sequence[Entry], number: int) -> int:

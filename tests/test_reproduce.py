@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -24,6 +25,7 @@ import yaml
 from conftest import SCRIPTS, manifest_of, rows_of, wait_until
 from processes import Result
 from scipy import stats
+from table import fresh
 from table.progress import Entry, seconds_left
 from table.records import read_records, record_of, write_note
 from table.rows import PROFILES, Job, Plan, Row, read_rows
@@ -254,6 +256,52 @@ def test_missing_leaves_out_what_has_a_record(home, capsys):
 def test_an_unknown_row_is_refused_with_the_nearest(capsys):
     ended = called(reproduce, capsys, "--only", "lenett", "--list")
     assert (ended.code, 'Did you mean "lenet"' in ended.err) == (2, True)
+
+
+# --- the page, doubted -----------------------------------------------------------------------------------------------
+
+
+def test_a_fresh_rerun_has_other_seeds_and_leaves_what_is_published_alone(home, capsys):
+    before = snapshot(home / "outputs")
+    ended = called(reproduce, capsys, "--rows", "rows.yaml", "--only", "small", "--fresh")
+    assert ended.code == 0, ended.err
+    after = snapshot(home / "outputs")
+    assert {path: after[path] for path in before} == before
+    added = {Path(path).relative_to(home / "outputs").parts[:3] for path in after.keys() - before.keys()}
+    assert added == {("fresh", "quick", "small"), ("fresh", "results", "quick")}
+    record = json.loads((home / "outputs/fresh/results/quick/small-seed1.json").read_text())
+    assert record["seed"] == 1
+    assert re.search(rf"small +[\d.]+% +1 +{record['test']['accuracy']:.2%} +1 +– +–", ended.out)
+
+
+def compared(home: Path, published: list[float], rerun: list[float]) -> fresh.Comparison:
+    """What is said of these accuracies of one row."""
+    (record,) = (
+        found for found in read_records(home / "outputs/reproduce/results", "synthetic") if found.row == "small"
+    )
+    made = [[dataclasses.replace(record, accuracy=value) for value in values] for values in (published, rerun)]
+    (found,) = fresh.compare(rows_in(read_rows(home / "rows.yaml")), *made)
+    return found
+
+
+@pytest.mark.parametrize(("mean", "holds"), [(0.5, True), (0.52, True), (0.53, False), (0.47, False)])
+def test_a_published_mean_holds_within_the_interval_of_the_rerun(home, mean, holds):
+    rerun = [0.49, 0.50, 0.51]
+    low, high = stats.t.interval(0.95, 2, loc=0.5, scale=stats.sem(rerun))
+    assert (low < mean < high) == holds
+    assert compared(home, [mean - 0.1, mean + 0.1], rerun).holds == holds
+
+
+def test_one_new_run_says_nothing(home):
+    assert compared(home, [0.5, 0.5], [0.9]).holds is None
+
+
+def test_the_chance_to_hold_is_that_of_drawn_results(home):
+    draw = np.random.default_rng(0)
+    old, new = draw.normal(size=(20_000, 4)).mean(1), draw.normal(size=(20_000, 3))
+    half = stats.t.ppf(0.975, 2) * new.std(1, ddof=1) / 3**0.5
+    share = (abs(old - new.mean(1)) < half).mean()
+    assert compared(home, [0.5, 0.51, 0.52, 0.53], [0.5, 0.51, 0.52]).chance == pytest.approx(share, abs=0.01)
 
 
 # --- the time that is left -------------------------------------------------------------------------------------------

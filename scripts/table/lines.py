@@ -24,6 +24,16 @@ class Spread:
     std: float | None
     interval: tuple[float, float] | None
 
+    @property
+    def words(self) -> str:
+        """Mean ± deviation in percent."""
+        return f"{self.mean:.2%}" + (f" ± {100 * self.std:.2f}" if self.std is not None else "")
+
+    @property
+    def interval_words(self) -> str:
+        """The interval in percent, or a dash."""
+        return "–" if self.interval is None else "{:.2f} to {:.2f}".format(*(100 * end for end in self.interval))
+
 
 @dataclass(frozen=True)
 class Line:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cifarbench.reporting.console import duration
 from cifarbench.runs import write_text
 from table import figures
-from table.lines import Line, PeekLine, Spread, lines_of, peek_of
+from table.lines import Line, PeekLine, lines_of, peek_of
 from table.records import COMMITTED, ROOT, SHARED, read_records
 from table.rows import PROFILES, Section, rows_of
 
@@ -152,8 +152,8 @@ def _cells(line: Line, marks: dict[str, str]) -> list[str]:
         f"`{line.first['label']}`",
         _split(line),
         f"{line.test.n}{_OFTEN if line.opened_often else ''}",
-        _percent(line.test),
-        _interval(line.test),
+        line.test.words,
+        line.test.interval_words,
         "–" if line.official is None else f"{line.official:.2%}",
         "–" if not epochs else "–".join(map(str, dict.fromkeys((epochs[0], epochs[-1])))),
         f"{line.first['model']['parameters']:,}",
@@ -173,9 +173,9 @@ def _peek_cells(peek: PeekLine, marks: dict[str, str]) -> list[str]:
         _split(line),
         str(line.test.n),
         "–".join(map(str, line.epochs)),
-        *(_percent(choice) for choice in (peek.last, peek.by_validation, peek.by_test)),
+        *(choice.words for choice in (peek.last, peek.by_validation, peek.by_test)),
         f"{100 * gain.mean:+.2f}{spread}",
-        _interval(gain),
+        gain.interval_words,
         "–".join(map(str, openings)),
         marks[line.environment],
     ]
@@ -184,14 +184,6 @@ def _peek_cells(peek: PeekLine, marks: dict[str, str]) -> list[str]:
 def _split(line: Line) -> str:
     split = line.first["split"]
     return split["name"] if split["val"] else f"{split['name']}, no validation"
-
-
-def _percent(values: Spread) -> str:
-    return f"{values.mean:.2%}" + (f" ± {100 * values.std:.2f}" if values.std is not None else "")
-
-
-def _interval(values: Spread) -> str:
-    return "–" if values.interval is None else "{:.2f} to {:.2f}".format(*(100 * end for end in values.interval))
 
 
 def _time(line: Line, clock: str) -> str:

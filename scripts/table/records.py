@@ -135,16 +135,14 @@ class Record:
     @property
     def line(self) -> tuple[Any, ...]:
         """What records must share to be averaged: recipe, split, profile, hardware and versions."""
+        return (*self.recipe, self.environment)
+
+    @property
+    def recipe(self) -> tuple[Any, ...]:
+        """What records must share to be compared: row, profile, command, config and split."""
         # Completed, as a config from before a key existed is that of the value which does what was done then.
-        recipe = json.dumps(complete(self.values["config"]), sort_keys=True)
-        return (
-            self.row,
-            self.profile,
-            self.values["label"],
-            recipe,
-            self.values["split"]["fingerprint"],
-            self.environment,
-        )
+        config = json.dumps(complete(self.values["config"]), sort_keys=True)
+        return self.row, self.profile, self.values["label"], config, self.values["split"]["fingerprint"]
 
     def seconds(self, clock: str) -> float | None:
         """One of the clocks; None where the time was not measured."""

@@ -56,11 +56,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a row: a profile and a seed."""
+    """One run of a row: a profile and a seed; a `fresh` one is compared with what is published."""
 
     row: Row
     profile: str
     seed: int
+    fresh: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -82,7 +83,8 @@ class Job:
     @property
     def directory(self) -> Path:
         """The run directory, below the working directory."""
-        return Path("outputs", "reproduce", self.profile, self.row.name, f"seed{self.seed}")
+        home = "fresh" if self.fresh else "reproduce"
+        return Path("outputs", home, self.profile, self.row.name, f"seed{self.seed}")
 
     @property
     def record(self) -> str:
@@ -129,10 +131,17 @@ def choose(rows: Sequence[Row], profile: str, only: Sequence[str]) -> list[Row]:
     return [row for row in held if not only or {row.name, row.group} & set(only)]
 
 
-def jobs_of(rows: Sequence[Row], profile: str) -> list[Job]:
-    """The runs of these rows, seed by seed, so that stopping early leaves every row with some of its runs."""
-    jobs = [Job(row, profile, seed) for row in rows for seed in row.plans[profile].seeds]
-    return sorted(jobs, key=lambda job: job.plan.seeds.index(job.seed))
+def jobs_of(rows: Sequence[Row], profile: str, fresh: bool = False) -> list[Job]:
+    """The runs of these rows, seed by seed, so that stopping early leaves every row with some of its runs.
+
+    The `fresh` ones are as many, with the seeds that come after those of the list.
+    """
+    numbered = [
+        (place, Job(row, profile, seed + fresh * len(row.plans[profile].seeds), fresh))
+        for row in rows
+        for place, seed in enumerate(row.plans[profile].seeds)
+    ]
+    return [job for _, job in sorted(numbered, key=lambda pair: pair[0])]
 
 
 # --- one row ---------------------------------------------------------------------------------------------------------
