@@ -73,6 +73,14 @@ def test_with_norms_exchanged_two_processes_train_like_one(cli, tmp_path):
         assert second["train_loss"] == pytest.approx(first["train_loss"], abs=1e-3)
 
 
+def test_a_finished_run_asked_for_again_lets_every_process_end(runs_of_one_and_two, tmp_path):
+    folder = shutil.copytree(runs_of_one_and_two / "two", tmp_path / "two")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    done = torchrun("train", *EXACT, "hydra.run.dir=two", cwd=tmp_path)
+    assert (done.returncode, done.stdout.count("already complete")) == (0, 1), done.stderr[-3000:]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
 def test_another_number_of_processes_is_refused(runs_of_one_and_two, cli, tmp_path):
     folder = shutil.copytree(runs_of_one_and_two / "two", tmp_path / "two")
     mark_interrupted(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -51,7 +52,10 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     holder = runs.RunDirectory(directory)
     holder.acquire()
     try:
-        return 0 if _is_complete(holder, config) else _lead(config, holder, started, overrides)
+        if _is_complete(holder, config):
+            _dismiss()
+            return 0
+        return _lead(config, holder, started, overrides)
     finally:
         holder.release()
 
@@ -60,18 +64,23 @@ def _lead(config: TrainConfig, holder: runs.RunDirectory, started: float, overri
     """Train as the only process, or as the first of several, which get the config and the directory from here."""
     from cifarbench.training import distributed
 
-    try:
-        world = distributed.join()
+    with distributed.joined() as world:
         world.tell((to_plain(config), str(holder.path)))
-        code = _train(config, holder, world, started, overrides)
-        distributed.leave(together=True)
-        return code
-    finally:
-        distributed.leave()
+        return _train(config, holder, world, started, overrides)
+
+
+def _dismiss() -> None:
+    """Let further torchrun processes end, which wait for what the first one tells them."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return  # and torch need not be imported
+    from cifarbench.training import distributed
+
+    with distributed.joined() as world:
+        world.tell(None)
 
 
 def follow() -> int:
-    """A further torchrun process: the config and the directory come from the first one."""
+    """A further torchrun process: the config and the directory come from the first one, or that there is no work."""
     started = time.monotonic()
     from cifarbench.data.load import load_images
     from cifarbench.training import distributed
@@ -79,16 +88,14 @@ def follow() -> int:
     from cifarbench.training.observer import Observer
     from cifarbench.training.session import train
 
-    world = distributed.join()
-    values, directory = world.tell(None)
-    load_plugins(values["plugins"])
-    config = load(TrainConfig, values)
-    try:
-        data = load_images(config.data)
-        train(config, data, runs.RunDirectory(Path(directory)), Observer(), world, Clock(started=started))
-        distributed.leave(together=True)
-    finally:
-        distributed.leave()
+    with distributed.joined() as world:
+        told = world.tell(None)
+        if told is not None:
+            values, directory = told
+            load_plugins(values["plugins"])
+            config = load(TrainConfig, values)
+            data = load_images(config.data)
+            train(config, data, runs.RunDirectory(Path(directory)), Observer(), world, Clock(started=started))
     return 0
 
 

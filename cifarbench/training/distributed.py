@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +80,25 @@ class World:
         return box[0]
 
 
-def join() -> World:
-    """The world that torchrun's environment describes, joined; a world of one without it."""
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """The world that torchrun's environment describes, for as long as the block lasts; a world of one without it.
+
+    A block that ends well waits until those of all processes do, so that none is left talking to nobody.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World()
+        yield World()
+        return
+    try:
+        yield _join(size)
+        dist.barrier()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(size: int) -> World:
     backend = "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= size else "gloo"
     # CPU tensors (decisions, objects) travel by gloo beside nccl's GPU tensors.
     kind = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
@@ -100,11 +116,3 @@ def _store() -> dist.Store:
     is_master = not is_hosted and os.environ["RANK"] == "0"
     store = dist.TCPStore(host, port, int(os.environ["WORLD_SIZE"]), is_master)
     return dist.PrefixStore(f"cifarbench/attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def leave(together: bool = False) -> None:
-    """Leave the process group, where one was joined; `together`: once every process is ready to."""
-    if dist.is_available() and dist.is_initialized():
-        if together:
-            dist.barrier()
-        dist.destroy_process_group()
