@@ -83,25 +83,12 @@ def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
 
 def _hydra(verb: str, arguments: list[str]) -> int:
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
     codes: list[int] = []
-    failures: list[Exception] = []
+    failures: list[Exception] = []  # Hydra would print them as its own; they are raised below
 
     def job(composed: DictConfig) -> None:
-        settings = HydraConfig.get()
-        sweeps = settings.mode == RunMode.MULTIRUN
-        directory = Path(settings.runtime.output_dir)
-        try:
-            codes.append(execute(verb, composed))
-        except Exception as error:  # Hydra would print it as its own; it is raised again below
-            runs.remove_if_empty(directory)
-            if sweeps and isinstance(error, Interrupted):
-                raise
-            failures.append(error)
-            if sweeps:
-                print(f"cifarbench: {directory.name} failed: {error}", file=sys.stderr)
+        _run_job(verb, composed, codes, failures)
 
     sys.argv = [f"cifarbench {verb}", *arguments]
     with in_our_words(verb), composed_once(arguments):
@@ -111,6 +98,25 @@ def _hydra(verb: str, arguments: list[str]) -> int:
     if failures:
         raise failures[0]
     return max(codes, default=0)
+
+
+def _run_job(verb: str, composed: DictConfig, codes: list[int], failures: list[Exception]) -> None:
+    """Run one job, and add its exit code to `codes`, or its error to `failures`."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    settings = HydraConfig.get()
+    sweeps = settings.mode == RunMode.MULTIRUN
+    directory = Path(settings.runtime.output_dir)
+    try:
+        codes.append(execute(verb, composed))
+    except Exception as error:
+        runs.remove_if_empty(directory)
+        if sweeps and isinstance(error, Interrupted):
+            raise
+        failures.append(error)
+        if sweeps:
+            print(f"cifarbench: {directory.name} failed: {error}", file=sys.stderr)
 
 
 def execute(verb: str, composed: DictConfig, adjust: Callable[[dict[str, Any], Any], None] | None = None) -> int:

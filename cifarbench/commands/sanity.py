@@ -18,8 +18,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     config = load(SanityConfig, values)
     from cifarbench.data.load import load_images
     from cifarbench.data.split import split
-    from cifarbench.reporting.checks import gradient_figure, input_figure, print_checks
-    from cifarbench.reporting.figures import save
+    from cifarbench.reporting.checks import print_checks
     from cifarbench.reporting.results import caption
     from cifarbench.training.observer import Observer
     from cifarbench.training.probe import facts, prepare
@@ -28,21 +27,27 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     data = load_images(config.data, print)
     parts = split(data, config.split)
     training = prepare(config, parts, Observer())
+    checks = run_checks(training, parts, data.classes, config.images, config.steps)
+    passed = all(check.passed for check in checks)
     note = caption(data.name, parts.name, parts.fingerprint)
     title = f"{config.model.name} · {config.optim.name} · {config.augment.name}"
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    stem = str(out / config.model.name)
-    save(
-        input_figure(training.augment, training.setting.train, config.seed, data.classes, note),
-        Path(f"{stem}-inputs.png"),
-    )
-    checks = run_checks(training, parts, data.classes, config.images, config.steps)
-    gradients = next(check.values for check in checks if check.name == "gradients")
-    save(gradient_figure((gradients or {})["rms"], title, note), Path(f"{stem}-gradients.png"))
-    passed = all(check.passed for check in checks)
+    paths = [out / f"{config.model.name}-{name}" for name in ("inputs.png", "gradients.png", "sanity.json")]
+    _draw(training, checks, data.classes, title, note, *paths[:2])
     outcome = {"passed": passed, "checks": [dataclasses.asdict(check) for check in checks]}
-    write_json(Path(f"{stem}-sanity.json"), {**facts(config, data, parts), **outcome})
-    names = ("inputs.png", "gradients.png", "sanity.json")
-    print_checks(title, note, checks, [shown_path(Path(f"{stem}-{name}")) for name in names])
+    write_json(paths[2], {**facts(config, data, parts), **outcome})
+    print_checks(title, note, checks, [shown_path(path) for path in paths])
     return 0 if passed else 1
+
+
+def _draw(
+    training: Any, checks: list[Any], classes: tuple[str, ...], title: str, note: str, inputs: Path, gradients: Path
+) -> None:
+    """Save what the network is given, and the gradients that its weights get."""
+    from cifarbench.reporting.checks import gradient_figure, input_figure
+    from cifarbench.reporting.figures import save
+
+    save(input_figure(training.augment, training.setting.train, training.config.seed, classes, note), inputs)
+    values = next(check.values for check in checks if check.name == "gradients")
+    save(gradient_figure((values or {})["rms"], title, note), gradients)
