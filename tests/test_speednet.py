@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from test_models import build
 from torch import nn
 
 from cifarbench.models.layers import dirac_
-from cifarbench.models.whitening import Whitening, fit_stems
+from cifarbench.models.whitening import Whitening, fit_stems, patch_covariance
 
 
 def correlated(count=64, seed=0):
@@ -30,6 +31,14 @@ def test_whitened_patches_have_the_identity_as_their_second_moments():
     off = moments - torch.diag(moments.diagonal())
     assert off.abs().max() < 1e-4
     assert 0.9 < moments.diagonal().min() <= moments.diagonal().max() < 1.0001
+
+
+def test_patches_are_summed_up_piece_by_piece_as_all_at_once():
+    images = torch.randn(123, 3, 9, 7, generator=torch.Generator().manual_seed(2))
+    windows = np.lib.stride_tricks.sliding_window_view(images.double().numpy(), (2, 2), axis=(2, 3))
+    rows = windows.transpose(1, 4, 5, 0, 2, 3).reshape(12, -1)  # a filter's order: channel, row, column
+    expected = torch.from_numpy(rows @ rows.T / rows.shape[1])
+    torch.testing.assert_close(patch_covariance(images), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_the_second_half_of_the_filters_is_the_negative_of_the_first():

@@ -16,6 +16,7 @@ PATCH = 2  # px, both sides
 CHANNELS = 2 * 3 * PATCH * PATCH
 SAMPLE = 5_000  # images whose patches are measured
 _EPS = 5e-4
+_PIECE = 50  # images whose patches are in memory at once: 461 MB for all of them, which a CPU's cache never sees
 
 
 class Whitening(nn.Module):
@@ -38,13 +39,19 @@ class Whitening(nn.Module):
     @torch.no_grad()
     def fit(self, images: Tensor) -> None:
         """Set the weights from normalised training images `(n, 3, H, W)` float32, of which 5,000 are enough."""
-        self.weight.copy_(_filters(patch_covariance(images.double())))
+        images = images.cpu() if images.device.type == "mps" else images  # which has no float64
+        self.weight.copy_(_filters(patch_covariance(images).cpu()))
 
 
 def patch_covariance(images: Tensor) -> Tensor:
-    """Second moments (12, 12) of all 2x2 patches of `images` `(n, 3, H, W)`, in the order of a filter's weights."""
-    patches = F.unfold(images, PATCH).transpose(1, 2).reshape(-1, CHANNELS // 2)
-    return patches.T @ patches / len(patches)
+    """Second moments (12, 12) float64 of all 2x2 patches of `images` `(n, 3, H, W)`, in a filter's order of weights."""
+    total = images.new_zeros(CHANNELS // 2, CHANNELS // 2, dtype=torch.float64)
+    count = 0
+    for piece in images.split(_PIECE):
+        patches = F.unfold(piece, PATCH).transpose(0, 1).reshape(CHANNELS // 2, -1).double()
+        total += patches @ patches.T
+        count += patches.shape[1]
+    return total / count
 
 
 def _filters(covariance: Tensor) -> Tensor:
