@@ -41,12 +41,11 @@ def _step(images: Tensor, draws: Draws, stream: str, space: Space, levels: Tenso
     table, signed = _tables(space, images.device)
     strengths = table[chosen, levels] * torch.where(signed[chosen], signs, 1.0)
     order = chosen.argsort(stable=True)
-    counts = torch.bincount(chosen, minlength=len(space)).tolist()  # the step's one wait for a GPU
+    kinds = torch.arange(len(space), device=chosen.device)
+    counts = (chosen[:, None] == kinds).sum(0).tolist()  # the step's one wait for a GPU
     parts = zip(space, images[order].split(counts), strengths[order].split(counts), strict=True)
     done = [OPERATIONS[entry.name](part, strength) if len(part) else part for entry, part, strength in parts]
-    result = torch.empty_like(images)
-    result[order] = torch.cat(done)
-    return result
+    return torch.cat(done)[order.argsort()]
 
 
 def shear_x(images: Tensor, strength: Tensor) -> Tensor:
@@ -130,14 +129,13 @@ def equalize(images: Tensor, strength: Tensor) -> Tensor:
     A value becomes (s // 2 + number of lower pixels) // s, where s is a 255th of the pixels below the channel's
     highest value; a channel with s = 0 stays.
     """
-    index = images.flatten(2).long()
-    counts = torch.zeros(*index.shape[:2], 256, dtype=torch.int64, device=images.device)
-    counts.scatter_add_(2, index, torch.ones_like(index))
-    highest = index.amax(2, keepdim=True)
-    share = (index.shape[2] - counts.gather(2, highest)) // 255
-    lower = counts.cumsum(2) - counts
+    values = images.flatten(2)
+    ordered = values.sort(dim=2).values
+    every = torch.arange(256, dtype=torch.uint8, device=images.device).expand(*values.shape[:2], 256)
+    lower = torch.searchsorted(ordered, every.contiguous())  # pixels below each value; no atomic sum, no wait
+    share = lower.gather(2, ordered[..., -1:].long()) // 255
     table = ((lower + share // 2) // share.clamp(min=1)).clamp_(max=255)
-    spread = table.gather(2, index).to(torch.uint8).view_as(images)
+    spread = table.gather(2, values.long()).to(torch.uint8).view_as(images)
     return torch.where(share[..., None] > 0, spread, images)
 
 
