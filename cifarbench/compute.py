@@ -69,6 +69,11 @@ def _device(name: str, local_rank: int) -> torch.device:
     if not found[name]:
         there = ", ".join(kind for kind, is_there in found.items() if is_there)
         raise ResourceError(f"`trainer.device` is {name!r}, which this machine does not offer; it has: {there}.")
+    if name == "cuda" and local_rank >= torch.cuda.device_count():
+        raise ResourceError(
+            f"process {local_rank} of this machine has no GPU of its own, of {torch.cuda.device_count()}; "
+            "start one process a GPU, or set trainer.device=cpu."
+        )
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)
 
 
@@ -98,6 +103,18 @@ def make_deterministic(wanted: bool, compiles: bool = False) -> None:
     torch.backends.cudnn.benchmark = not wanted
     # Filling fresh memory guards against reading it unwritten, which no kernel of ours does; it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def draw_from(seed: int, device: torch.device) -> None:
+    """Seed the generators that dropout draws from, those of the CPU and of `device`, each step anew.
+
+    As `torch.manual_seed`, which asks every kind of device that torch knows and takes a millisecond for it.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def synchronise(device: torch.device) -> None:

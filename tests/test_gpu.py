@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import warnings
 
 import pytest
 import torch
@@ -30,8 +31,9 @@ from cifarbench.training.probe import prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
+SHARES = (0.1, 0.5, 0.9)  # of the run: the fast recipe has another size in each
 GPU = ["trainer.device=cuda", "trainer.tensorboard=false"]
-FAST = ["experiment=speed94", "data=synthetic", "data.size=4000", "trainer.batch_size=500", "trainer.epochs=2"]
+FAST = ["experiment=speed94", "data=synthetic", "data.size=4000", "trainer.batch_size=500"]
 
 
 def prepared(config):
@@ -40,30 +42,41 @@ def prepared(config):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("words", [["augment=strong"], ["augment=mixup", "trainer.ema=0.9", "trainer.clip_norm=1.0"]])
+@pytest.mark.parametrize("words", [["augment=affine"], ["augment=mixup", "trainer.ema=0.9", "trainer.clip_norm=1.0"]])
 def test_a_step_never_waits_for_the_device(words, precision):
     training = prepared(tiny_config(*GPU, *words, f"trainer.precision={precision}"))
-    assert_no_step_waits(training)
+    assert waits_of(training) == 0
+
+
+def test_a_drawn_policy_waits_once_a_step():
+    """For how many images drew each operation."""
+    assert waits_of(prepared(tiny_config(*GPU, "augment=trivialaugment"))) <= len(SHARES)
 
 
 def test_a_step_of_the_fast_recipe_never_waits_for_the_device():
-    assert_no_step_waits(prepared(checked(TrainConfig, compose("train", [*FAST, *GPU]))))
+    assert waits_of(prepared(checked(TrainConfig, compose("train", [*FAST, *GPU])))) == 0
 
 
-def assert_no_step_waits(training):
+def waits_of(training) -> int:
+    """How often the device was waited for in one step of each of SHARES, after one of each to warm up."""
     size = training.trainer.batch_size
     order = epoch_order(len(training.setting.train), 0, 0).to("cuda")
     assert training.setting.train.images.is_cuda
-    batches = [order[first : first + size] for first in range(0, len(order) - size + 1, size)][:6]
-    tick = training.advance(batches[0], 0.1, 0.0)  # allocates the optimizer's state
+    batches = [order[first : first + size] for first in range(0, 6 * size, size)]
+    tick = 0.0
+    for batch, share in zip(batches, SHARES, strict=False):
+        tick = training.advance(batch, share, tick)  # allocates the optimizer's state and chooses kernels
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("warn")
     try:
-        for batch in batches[1:]:
-            tick = training.advance(batch, 0.5, tick)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            for batch, share in zip(batches[3:], SHARES, strict=True):
+                tick = training.advance(batch, share, tick)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert training.progress.step == len(batches)
+    assert training.progress.step == 2 * len(SHARES)
+    return sum("synchroniz" in str(warning.message) for warning in seen)
 
 
 def test_an_augmented_batch_is_the_same_as_on_the_cpu():
@@ -103,8 +116,10 @@ def test_the_gpu_scores_a_run_of_the_cpu_as_the_cpu_does(cli, tmp_path):
     assert json.loads(written.read_text())["accuracy"] == pytest.approx(best, abs=2 / 96)
 
 
-def test_the_fast_recipe_runs_end_to_end(cli, tmp_path):
-    ended = cli("train", *FAST, *GPU, "trainer.untimed_steps=3", "trainer.progress=plain", "hydra.run.dir=run")
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_the_fast_recipe_runs_end_to_end(cli, tmp_path, compiled):
+    words = [*FAST, *GPU, "trainer.untimed_steps=3", f"trainer.compile={compiled}", "trainer.checkpoint_epochs=0"]
+    ended = cli("train", *words, "trainer.progress=plain", "hydra.run.dir=run")
     assert ended.code == 0, ended.err
     timing = manifest_of(tmp_path / "run")["timing"]
     assert timing["untimed"] > 0

@@ -18,7 +18,8 @@ from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet, image_set
 from cifarbench.data.load import load_images
 from cifarbench.data.split import split
-from cifarbench.training.checkpoint import load, tensor_hash
+from cifarbench.training import checkpoint
+from cifarbench.training.checkpoint import load, save, tensor_hash
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.observer import Observer, StepReport
@@ -341,3 +342,37 @@ def test_a_directory_name_with_odd_characters_works(cli, tmp_path):
     too_long = cli("train", *TINY, f"hydra.run.dir={'x' * 300}")
     assert too_long.code == 2
     assert "Traceback" not in too_long.err
+
+
+# --- when checkpoints are written ------------------------------------------------------------------------------------
+
+
+def saved_epochs(folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[int]:
+    """The epochs after which last.pt was written."""
+    epochs = []
+    with monkeypatch.context() as patch:
+
+        def noted(state: dict, path: Path) -> None:
+            epochs.append(state["progress"]["epoch"])
+            save(state, path)
+
+        patch.setattr(checkpoint, "save", noted)
+        fit(tiny_config("data.size=600", "trainer.epochs=5", *words), folder)
+    assert load(folder / "checkpoints" / "last.pt")["progress"]["epoch"] == 5
+    return epochs
+
+
+def test_checkpoints_come_every_so_many_epochs_and_after_the_last(tmp_path, monkeypatch):
+    blind = "trainer.validate_every=0"
+    assert saved_epochs(tmp_path / "each", monkeypatch, blind) == [1, 2, 3, 4, 5]
+    assert saved_epochs(tmp_path / "second", monkeypatch, blind, "trainer.checkpoint_epochs=2") == [2, 4, 5]
+    assert saved_epochs(tmp_path / "last", monkeypatch, blind, "trainer.checkpoint_epochs=0") == [5]
+
+
+def test_the_best_epoch_is_saved_whenever_it_comes(tmp_path, monkeypatch):
+    epochs = saved_epochs(tmp_path, monkeypatch, "trainer.checkpoint_epochs=0")
+    rows = load(tmp_path / "checkpoints" / "last.pt")["progress"]["rows"]
+    accuracies = [row["val_accuracy"] for row in rows]
+    better = [epoch for epoch in range(1, 6) if accuracies[epoch - 1] > max([-1.0, *accuracies[: epoch - 1]])]
+    assert epochs == sorted({*better, 5})
+    assert load(tmp_path / "checkpoints" / "best.pt")["progress"]["epoch"] == better[-1]

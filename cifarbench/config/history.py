@@ -12,6 +12,7 @@ from typing import Any
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "augment": {"flip_alternates": False},
     "trainer": {
+        "checkpoint_epochs": 1,
         "drop_last": False,
         "ema_start": "0%",
         "fork": None,

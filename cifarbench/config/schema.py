@@ -62,7 +62,11 @@ class TrainerConfig:
     ema_start: str = key("When averaging begins, a span from the start: 50%, 3epochs; before it the average follows.")
     early_stopping: int = key("Validations without a better accuracy before the run ends; 0: off.", ge=0)
     validate_every: int = key("Epochs between validations; 0: never.", unit="epochs", ge=0)
-    checkpoint_every: int = key("Steps between checkpoints inside an epoch; 0: epoch ends only.", ge=0, neutral=True)
+    checkpoint_every: int = key("Steps between checkpoints inside an epoch; 0: none.", ge=0, neutral=True)
+    checkpoint_epochs: int = key(
+        "Epochs between checkpoints at their ends; 0: the last and the best epochs alone.", unit="epochs", ge=0,
+        neutral=True,
+    )  # fmt: skip
     sync_norm: bool = key("Whether batch norm sees the batches of all processes; false: each its own.")
     precision: str = key("Number format of the passes; weights stay fp32.", choices=PRECISIONS)
     device: str = key("Where to compute.", choices=DEVICES, neutral=True)

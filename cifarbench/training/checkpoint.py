@@ -259,10 +259,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path | st
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of the first floating-point tensor with a value that is not finite, or None."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
+    floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not floating:
+        return None
+    finite = torch.stack([tensor.isfinite().all() for tensor in floating.values()]).tolist()  # one wait for the device
+    return next((name for name, is_finite in zip(floating, finite, strict=True) if not is_finite), None)
 
 
 def tensor_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cifarbench.compute import draw_from, synchronise
 from cifarbench.config.durations import RunLength
 from cifarbench.config.optim import PlateauConfig
 from cifarbench.config.schema import TrainConfig
@@ -31,6 +31,7 @@ from cifarbench.optim.schedules import Plateau, factor
 from cifarbench.runs import shown_path
 from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
+from cifarbench.training.averaging import Average
 from cifarbench.training.health import Health
 from cifarbench.training.observer import Observer, StepReport
 from cifarbench.training.phases import Phases
@@ -50,13 +51,10 @@ class Training:
         self.model = model.to(setting.compute.device).to(memory_format=layout)
         if self.trainer.sync_norm and setting.world.size > 1:
             synchronise_norms(self.model)
-        self.forward = torch.compile(self.model) if self.trainer.compile else self.model
+        self.forward = torch.compile(self.model, dynamic=False) if self.trainer.compile else self.model
         self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device, setting.compute.precision)
         self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")
-        decay = self.trainer.ema
-        self.ema = (
-            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
-        )
+        self.ema = Average(self.model, self.trainer.ema) if self.trainer.ema else None
         count = len(setting.train)
         steps = steps_per_epoch(count, self.trainer.batch_size, self.trainer.limit_batches, self.trainer.drop_last)
         self.length = RunLength(self.trainer.epochs, steps)
@@ -68,6 +66,7 @@ class Training:
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
         self.health = Health(setting.compute.device)
+        self.epoch_end = 0.0  # of the last one, by the run's clock
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -119,8 +118,8 @@ class Training:
         for stem in self.stems:
             stem.bias.requires_grad_(share < self.phases.stem_bias_until)
         size = self.phases.size(share)
-        torch.manual_seed(derive(self.config.seed, "step", progress.step, self.setting.world.rank))
         mine = self.setting.world.share(positions)
+        draw_from(derive(self.config.seed, "step", progress.step, self.setting.world.rank), mine.device)
         loss = torch.zeros((), device=mine.device)
         for micro in mine.split(self.trainer.micro_batch or max(len(mine), 1)):
             loss += self._accumulate(micro, len(positions), size)
@@ -134,7 +133,7 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             if share < self.phases.ema_start:
-                self.ema.n_averaged.zero_()  # the next update copies
+                self.ema.restart()
             self.ema.update_parameters(self.model)
         return loss
 
@@ -172,9 +171,11 @@ class Training:
     # --- the end of an epoch -------------------------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
-        """Validate, record the epoch's row, keep the best, save."""
+        """Validate, record the epoch's row, keep the best, save where that is due."""
+        progress, tick = self.progress, time.perf_counter()
         self.health.check_losses()
-        progress = self.progress
+        synchronise(self.setting.compute.device)
+        progress.epoch_seconds += time.perf_counter() - tick  # the device may have been behind
         progress.epoch += 1
         row = self._row()
         is_best = False
@@ -189,7 +190,10 @@ class Training:
         progress.rows.append(row)
         progress.batch, progress.epoch_seconds = 0, 0.0
         self.totals.zero_()
-        self.save(is_best)
+        self.epoch_end = self.setting.clock.elapsed()
+        every, is_last = self.trainer.checkpoint_epochs, progress.epoch == self.trainer.epochs or bool(progress.ended)
+        if is_best or is_last or (every and progress.epoch % every == 0):
+            self.save(is_best)
         self.observer.epoch(row, is_best)
 
     def _row(self) -> dict[str, Any]:

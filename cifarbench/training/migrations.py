@@ -1,7 +1,8 @@
 """Checkpoints of older schemas, brought to the newest one step at a time.
 
 Schema 2 wrote whitening, growing sizes and further keys into the config, and each group's full rate (`initial_lr`)
-into the optimizer's state. Schema 3 wrote `trainer.untimed_steps`, and the seconds of such steps into the progress.
+into the optimizer's state. Schema 3 wrote `trainer.untimed_steps`, and the seconds of such steps into the progress;
+schema 4 wrote `trainer.checkpoint_epochs`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from cifarbench.config.history import complete
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 def migrate(state: dict[str, Any]) -> dict[str, Any]:
@@ -31,8 +32,8 @@ def _to_2(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "config": config, "optimizer": {**state["optimizer"], "param_groups": groups}}
 
 
-def _to_3(state: dict[str, Any]) -> dict[str, Any]:
+def _with_later_keys(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "config": complete(state["config"])}
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _with_later_keys, 3: _with_later_keys}

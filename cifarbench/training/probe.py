@@ -10,15 +10,13 @@ import torch
 
 from cifarbench.compute import choose_compute, make_deterministic
 from cifarbench.config.schema import TrainConfig
-from cifarbench.data.augment import normalise
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts, channel_statistics
-from cifarbench.models.whitening import SAMPLE, fit_stems
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer, StepReport
-from cifarbench.training.session import build_model, check_sizes
+from cifarbench.training.session import check_sizes, first_model
 from cifarbench.training.setting import Setting
 
 
@@ -47,11 +45,9 @@ def prepare(config: TrainConfig, parts: Parts, observer: Observer) -> Training:
     compute = choose_compute(trainer.device, trainer.precision, trainer.threads)
     make_deterministic(trainer.deterministic, trainer.compile)
     statistics = channel_statistics(parts.train.images)
-    model = build_model(config)
-    fit_stems(model, normalise(parts.train.images[:SAMPLE], *statistics))
     train = parts.train.to(compute.device)
     setting = Setting(train, None, statistics, compute, World(), Clock(), {}, Path(os.devnull))
-    training = Training(config, model, setting, observer)
+    training = Training(config, first_model(config, setting), setting, observer)
     training.model.train()
     return training
 

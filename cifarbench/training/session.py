@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cifarbench import runs
-from cifarbench.compute import Compute, choose_compute, describe, make_deterministic
+from cifarbench.compute import Compute, choose_compute, describe, make_deterministic, synchronise
 from cifarbench.config.durations import seconds
 from cifarbench.config.load import identity, to_plain
 from cifarbench.config.schema import TrainConfig
@@ -82,12 +82,12 @@ def train(
     make_deterministic(trainer.deterministic, trainer.compile)
     parts = split(data, config.split)
     check_sizes(config, parts, world)
-    started = clock.elapsed()
-    model = build_model(config)
+    setting = _setting(data, parts, compute, world, clock, run)
+    training, prepared = _prepared(config, setting, observer)
+    model = training.model
     facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
-    setting = _setting(data, parts, compute, world, clock, run, model)
-    training = Training(config, model, setting, observer)
     resumed = resume(training, run)
+    earlier = clock.before - clock.untimed
     environment = describe(compute, world.size)
     if world.is_first:
         _begin(run, config, data, parts, facts, environment, resumed)
@@ -97,12 +97,13 @@ def train(
     clock.reserve = _reserve(training, parts) if clock.limit else 0.0
     with stop_requests() as request:
         clock.untimed += take_untimed_steps(training, trainer.untimed_steps)
+        began = clock.elapsed()
         training.fit(request)
     if not training.progress.step:
         raise ConfigError(
             f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
         )
-    return _score(training, config, data, parts, run, clock.elapsed() - started - clock.untimed)
+    return _score(training, config, data, parts, run, earlier + prepared + max(training.epoch_end - began, 0.0))
 
 
 def check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
@@ -126,10 +127,8 @@ def _setting(
     world: World,
     clock: Clock,
     run: runs.RunDirectory,
-    model: nn.Module,
 ) -> Setting:
     statistics = channel_statistics(parts.train.images)
-    fit_stems(model, normalise(parts.train.images[:SAMPLE], *statistics))
     passport = {
         "dataset": {"name": data.name, "fingerprint": data.fingerprint},
         "split": {"name": parts.name, "fingerprint": parts.fingerprint},
@@ -140,6 +139,28 @@ def _setting(
     }
     train, val = parts.train.to(compute.device), parts.val.to(compute.device) if parts.val else None
     return Setting(train, val, statistics, compute, world, clock, passport, run.checkpoints)
+
+
+def _prepared(config: TrainConfig, setting: Setting, observer: Observer) -> tuple[Training, float]:
+    """The training before its first step, and the seconds that its weights took.
+
+    Where steps are taken outside the clock, so is all this once before: a device loads its libraries when it computes.
+    """
+    device = setting.compute.device
+    if config.trainer.untimed_steps:
+        first_model(config, setting)
+    synchronise(device)
+    began = time.perf_counter()
+    training = Training(config, first_model(config, setting), setting, observer)
+    synchronise(device)
+    return training, time.perf_counter() - began
+
+
+def first_model(config: TrainConfig, setting: Setting) -> nn.Module:
+    """The network of `config` with its first weights, on the device, its stem fitted to the training images there."""
+    model = build_model(config).to(setting.compute.device)
+    fit_stems(model, normalise(setting.train.images[:SAMPLE], *setting.statistics))
+    return model
 
 
 # --- manifest and facts ----------------------------------------------------------------------------------------------
@@ -240,9 +261,12 @@ def _score(
 def _finish(
     run: runs.RunDirectory, training: Training, tested: str, trained: float, scored: float | None = None
 ) -> None:
-    """Record the best epoch and the clocks in seconds: `train` from the first weights to the last step, `train_test`
-    with the test's forward passes, `cold` from the command to the test's end, `training` the epochs alone; `untimed`,
-    the steps that were undone, is in `cold` and in no other.
+    """Record the best epoch and the clocks in seconds.
+
+    `training` is the epochs alone, with their validation; `train` the first weights and all from the first step to
+    the end of the last epoch, checkpoints between them too, and what earlier sessions took; `train_test` adds the
+    test's forward passes; `cold` is from the command to the test's end. `untimed`, the steps that were undone, is in
+    `cold` and in no other.
     """
     progress = training.progress
     best = {"epoch": progress.best_epoch, "val_accuracy": progress.best_accuracy} if progress.best_epoch else None
