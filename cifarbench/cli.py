@@ -35,7 +35,7 @@ verbs:
 {chr(10).join(f"  {verb:<13}{text}" for verb, text in VERBS.items())}
 
 first steps:
-  cifarbench train data=synthetic trainer=quick    no download, under two minutes
+  cifarbench train data=synthetic trainer=quick    drawn images, no download
   cifarbench train model=vgg optim=adamw           the real CIFAR-10
   cifarbench train -m model=vgg,resnet seed=1,2    a sweep of four runs
   cifarbench VERB --help                           every group, option and key

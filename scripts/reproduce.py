@@ -72,8 +72,8 @@ def _reproduce(given: argparse.Namespace) -> int:
     published = _QUICK if given.profile == "quick" else COMMITTED
     records = _FRESH if given.fresh else published
     sections, asked = read_rows(given.rows), Asked()
-    jobs = jobs_of(choose(rows_of(sections), given.profile, given.only), given.profile, given.fresh)
-    jobs = [job for job in jobs if not (given.missing and (records / job.record).is_file())]
+    chosen = jobs_of(choose(rows_of(sections), given.profile, given.only), given.profile, given.fresh)
+    jobs = [job for job in chosen if not (given.missing and (records / job.record).is_file())]
     entries = entries_of(jobs, asked)
     if given.list:
         return _list(jobs, records)
@@ -87,7 +87,7 @@ def _reproduce(given: argparse.Namespace) -> int:
         _work(entries, given, request, overview, records)
     overview.final()
     if given.fresh:
-        _compare(sections, given.profile, published, jobs)
+        _compare(sections, given.profile, published, chosen)
     else:
         _publish(sections, given.profile, records)
     return _verdict(entries, request.number)

@@ -32,6 +32,7 @@ from table.rows import PROFILES, Job, Plan, Row, read_rows
 from table.rows import rows_of as rows_in
 from table.standing import Asked, standing
 
+from cifarbench.config.load import to_plain
 from cifarbench.training.checkpoint import load, tensor_hash
 
 SMALL = (
@@ -157,6 +158,21 @@ def test_a_run_on_other_images_is_not_reused(home):
     assert (found.status, found.reason.startswith("dataset: 000000000000")) == ("other", True)
 
 
+def test_an_unfinished_baseline_is_no_run_to_go_on_with(home):
+    """It has no checkpoints: the command would refuse its directory for ever."""
+    path = home / "outputs/reproduce/quick/near/seed0"
+    path.mkdir(parents=True)
+    shutil.copy(home / "outputs/reproduce/quick/small/seed0/run.json", path)
+    words = ("data=synthetic", "data.size=600")
+    job = Job(Row("near", "near", "", "baseline", ("knn", *words), "", {"quick": Plan((0,), 1.0)}), "quick", 0)
+    config = to_plain(Asked().config(job))
+    for status, expected in (("completed", "done"), ("failed", "other"), ("running", "other")):
+        manifest = manifest_of(home / "outputs/reproduce/quick/small/seed0")
+        (path / "run.json").write_text(json.dumps({**manifest, "status": status}))
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        assert standing(job, Asked()).status == expected
+
+
 def test_a_directory_with_another_run_is_set_aside_whole(home, capsys):
     run = home / "outputs/reproduce/quick/small/seed0"
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
@@ -271,7 +287,10 @@ def test_a_fresh_rerun_has_other_seeds_and_leaves_what_is_published_alone(home, 
     assert added == {("fresh", "quick", "small"), ("fresh", "results", "quick")}
     record = json.loads((home / "outputs/fresh/results/quick/small-seed1.json").read_text())
     assert record["seed"] == 1
-    assert re.search(rf"small +[\d.]+% +1 +{record['test']['accuracy']:.2%} +1 +– +–", ended.out)
+    line = rf"small +[\d.]+% +1 +{record['test']['accuracy']:.2%} +1 +– +–"
+    assert re.search(line, ended.out)
+    again = called(reproduce, capsys, "--rows", "rows.yaml", "--only", "small", "--fresh", "--missing")
+    assert re.search(line, again.out)  # nothing is left to run, and all is compared
 
 
 def compared(home: Path, published: list[float], rerun: list[float]) -> fresh.Comparison:

@@ -28,7 +28,7 @@ class SanityConfig(TrainConfig):
 
     steps: int = key("Optimizer steps on the one batch that must be learned by heart.", unit="steps", ge=10, le=10_000)
     images: int = key("Images in that batch, one class after the other.", unit="images", ge=10, le=500)
-    out: str = key("Folder for sanity.json and the pictures.")
+    out: str = key("Folder for MODEL-sanity.json and its pictures.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class LRFindConfig(TrainConfig):
     start: float = key("Learning rate of the first step.", gt=0, le=1000)
     end: float = key("Learning rate of the last step, unless the loss blows up before.", gt=0, le=1000)
     steps: int = key("Optimizer steps from `start` to `end`.", unit="steps", ge=20, le=10_000)
-    out: str = key("Folder for lr-find.png and lr-find.json.")
+    out: str = key("Folder for MODEL-OPTIM.png and MODEL-OPTIM.json.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

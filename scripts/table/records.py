@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import subprocess
 import time
 from dataclasses import dataclass
@@ -212,8 +211,3 @@ def hardware(facts: dict[str, Any]) -> str:
     processes = f", {facts['processes']} processes" if facts["processes"] > 1 else ""
     versions = f"torch {facts['torch']}, Python {facts['python']}, cifarbench {facts['cifarbench']}"
     return f"{facts['device_name']}{threads}{processes}, {facts['precision']}, {versions}"
-
-
-def mean_of(values: list[float]) -> float | None:
-    """The mean, None of nothing."""
-    return statistics.fmean(values) if values else None

@@ -96,7 +96,9 @@ def standing(job: Job, asked: Asked) -> Standing:
         return Standing("other", str(error))
     if reason:
         return Standing("other", reason)
-    return Standing("done" if is_finished(job.directory, manifest) else "begun")
+    if is_finished(job.directory, manifest):
+        return Standing("done")
+    return Standing("begun") if job.row.verb != "baseline" else Standing("other", "it ended early and cannot go on")
 
 
 def is_finished(directory: Path, manifest: dict[str, Any]) -> bool:
