@@ -16,7 +16,7 @@ PATCH = 2  # px, both sides
 CHANNELS = 2 * 3 * PATCH * PATCH
 SAMPLE = 5_000  # images whose patches are measured
 _EPS = 5e-4
-_PIECE = 50  # images whose patches are in memory at once: 461 MB for all of them, which a CPU's cache never sees
+_PIECE = 500  # images whose patches are in memory at once: 46 MB, and 461 MB for all of them
 
 
 class Whitening(nn.Module):
@@ -47,8 +47,11 @@ def patch_covariance(images: Tensor) -> Tensor:
     """Second moments (12, 12) float64 of all 2x2 patches of `images` `(n, 3, H, W)`, in a filter's order of weights."""
     total = images.new_zeros(CHANNELS // 2, CHANNELS // 2, dtype=torch.float64)
     count = 0
+    height, width = (side - PATCH + 1 for side in images.shape[2:])
     for piece in images.split(_PIECE):
-        patches = F.unfold(piece, PATCH).transpose(0, 1).reshape(CHANNELS // 2, -1).double()
+        pixels = piece.double().transpose(0, 1)
+        corners = [pixels[..., y : y + height, x : x + width] for y in range(PATCH) for x in range(PATCH)]
+        patches = torch.stack(corners, dim=1).reshape(CHANNELS // 2, -1)
         total += patches @ patches.T
         count += patches.shape[1]
     return total / count

@@ -221,8 +221,10 @@ def _reserve(training: Training, parts: Parts) -> float:
     setting = training.setting
     images = setting.train.images[:EVAL_BATCH]
     predict(training.scored, images, setting.statistics, setting.compute)
+    synchronise(setting.compute.device)
     started = time.perf_counter()
     predict(training.scored, images, setting.statistics, setting.compute, training.trainer.tta)
+    synchronise(setting.compute.device)
     per_image = (time.perf_counter() - started) / len(images)
     counted = len(parts.test) + (len(parts.val) if parts.val else 0)
     return _RESERVE_SECONDS + 1.3 * per_image * counted / setting.world.size
