@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
+import shlex
+import signal
+import sqlite3
 
 import pytest
+import torch
 import yaml
-from conftest import TINY, manifest_of, wait_until
+from conftest import TINY, manifest_of, rows_of, wait_until
 from processes import forked, shell
 
-from cifarbench.config.tune import dimension
-from cifarbench.errors import ConfigError
+from cifarbench import runs
+from cifarbench.commands.hydra_app import compose
+from cifarbench.config.load import load
+from cifarbench.config.tune import TuneVerbConfig, dimension
+from cifarbench.data.dataset import image_set
+from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.training import checkpoint
 
 optuna = pytest.importorskip("optuna", reason="needs the extra `tune`")
 
@@ -108,6 +120,184 @@ def test_a_grid_is_walked_once(cli, tmp_path):
     assert cli("tune", *SMALL, space, "tune.sampler=grid", "tune.pruner=none", "tune.trials=4").code == 0
     seen = {(trial.params["optim.lr"], trial.params["trainer.batch_size"]) for trial in study_of(tmp_path).trials}
     assert len(seen) == 4
+    # Asked for more, it stays at that, and says so.
+    more = cli("tune", *SMALL, space, "tune.sampler=grid", "tune.pruner=none")
+    assert more.code == 0, more.err
+    assert "the grid has 4 points" in more.out
+    assert len(study_of(tmp_path).trials) == 4
+
+
+def test_the_point_of_a_failed_trial_is_walked_again(tmp_path):
+    from cifarbench.tuning.study import ended, open_study, run_trials, suggest, wanted_trials
+
+    config = section(space=("a=choice(x,y,z)", "b=int(1,2)"), sampler="grid", trials=20)
+    study = open_study(config, f"sqlite:///{tmp_path}/s.db", 0)
+    failures = iter([MemoryError, None, None, MemoryError])
+
+    def objective(trial, number):
+        suggest(trial, config.space)
+        if failure := next(failures, None):
+            raise failure
+        return 0.5
+
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            run_trials(study, wanted_trials(config), objective)
+    run_trials(study, wanted_trials(config), objective)
+    assert sorted(tuple(trial.params.values()) for trial in ended(study)) == [(a, b) for a in "xyz" for b in (1, 2)]
+
+
+def section(**values):
+    from cifarbench.config.tune import TuneSection
+
+    common = {"metric": "accuracy", "pruner": "none", "study": "s", "storage": None, "patience": 60}
+    return TuneSection(**{"trials": 1, "sampler": "random", **common, **values})
+
+
+def test_a_study_is_of_one_search(cli, tmp_path):
+    one = ["tune", *SMALL, "trainer.epochs=1", "tune.trials=1"]
+    assert cli(*one).code == 0
+    for change, key in [
+        ("augment=none", "`augment.flip`: 0.5 before, 0.0 now"),
+        ("data.size=700", "`data.size`: 600 before, 700 now"),
+        ("tune.metric=loss", "`tune.metric`: 'accuracy' before, 'loss' now"),
+    ]:
+        refused = cli(*one, "tune.trials=2", change)
+        assert (refused.code, len(refused.err.splitlines())) == (3, 1), refused.err
+        assert key in refused.err
+        assert "`tune.study=` to another name" in refused.err
+    assert states(tmp_path) == ["COMPLETE"]
+    # How and how long is searched may differ, the searched keys, and what no result depends on.
+    others = ["tune.sampler=random", "tune.pruner=none", "tune.patience=9", "trainer.progress=none", "optim.lr=0.3"]
+    went_on = cli(*one, "tune.trials=2", *others)
+    assert went_on.code == 0, went_on.err
+    assert len(states(tmp_path)) == 2
+
+
+def test_a_study_of_an_older_version_is_taken_over(cli, tmp_path):
+    one = ["tune", *SMALL, "trainer.epochs=1", "tune.trials=1"]
+    assert cli(*one).code == 0
+    with contextlib.closing(sqlite3.connect(tmp_path / "outputs/tune/s/study.db")) as database:
+        database.execute("DELETE FROM study_user_attributes")
+        database.commit()
+    assert cli(*one, "tune.metric=loss").code == 3  # that it is of accuracy, Optuna has always kept
+    assert cli(*one, "augment=none").code == 0
+    assert cli(*one).code == 3
+
+
+def test_images_of_another_kind_are_refused():
+    from cifarbench.data.synthetic import CLASSES
+    from cifarbench.tuning.subject import claim_dataset
+
+    study = optuna.create_study(study_name="s")
+    before, now = (image_set("cifar10", torch.full((3, 3, 32, 32), n), torch.arange(3), CLASSES) for n in (0, 1))
+    for _ in range(2):
+        claim_dataset(study, before)
+    with pytest.raises(
+        IntegrityError, match=f"cifar10 {before.fingerprint[:12]} before, cifar10 {now.fingerprint[:12]}"
+    ):
+        claim_dataset(study, now)
+
+
+def searched(*words):
+    runs.register_resolvers()
+    return load(TuneVerbConfig, compose("tune", ["data=synthetic", "tune=sgd", "tune.study=s", *words]))
+
+
+def test_what_can_change_a_result_makes_it_another_search():
+    from cifarbench.tuning.subject import claim
+
+    config = searched("model=simple_cnn")
+    study = optuna.create_study(study_name="s", direction="maximize")
+    claim(study, config, [])
+    for section, key, value in [("split", "seed", 5), ("trainer", "ema", 0.5), ("tune", "space", ("seed=int(1,2)",))]:
+        other = dataclasses.replace(getattr(config, section), **{key: value})
+        with pytest.raises(IntegrityError, match=rf"`{section}\.{key}`: .* before, .* now"):
+            claim(study, dataclasses.replace(config, **{section: other}), [])
+    with pytest.raises(IntegrityError, match="`seed`: 0 before, 5 now"):
+        claim(study, dataclasses.replace(config, seed=5), [])
+    free = dataclasses.replace(config.trainer, threads=3, tensorboard=False), dataclasses.replace(config.optim, lr=0.3)
+    claim(study, dataclasses.replace(config, trainer=free[0], optim=free[1]), [])
+
+
+def test_where_a_group_is_searched_what_was_typed_of_it_still_tells():
+    from cifarbench.tuning.subject import claim
+
+    space = "tune.space=['model=choice(simple_cnn,vgg)']"
+    study = optuna.create_study(study_name="s", direction="maximize")
+    config = searched(space, "model=simple_cnn")
+    claim(study, config, ["data=synthetic", "+model.first_widths=[8,8]"])
+    claim(study, searched(space, "model=vgg"), ["model.first_widths=[8,8]", "model=vgg"])
+    with pytest.raises(IntegrityError, match=r"`model.first_widths`: '\[8,8\]' before, '\[8,9\]' now"):
+        claim(study, config, ["model.first_widths=[8,9]"])
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_a_trial_with_nothing_left_to_train_has_the_best_value_of_its_run(cli, tmp_path, metric):
+    one = ["tune", *SMALL, "tune.trials=1", f"tune.metric={metric}"]
+    assert cli(*one).code == 0
+    folder = tmp_path / "outputs" / "tune" / "s"
+    params = study_of(tmp_path).trials[0].params
+    (folder / "study.db").unlink()  # as if its worker had been killed before it told the value
+    direction = "maximize" if metric == "accuracy" else "minimize"
+    study = optuna.create_study(study_name="s", storage=f"sqlite:///{folder}/study.db", direction=direction)
+    study.enqueue_trial(params)
+    best = improve_first_epoch(folder / "trial-0")[f"val_{metric}"]
+    again = cli(*one)
+    assert again.code == 0, again.err
+    assert len(rows_of(folder / "trial-0")) == 2
+    assert study_of(tmp_path).best_value == best
+
+
+def improve_first_epoch(run):
+    """Let the checkpoint's first epoch be the best by far; returns its row."""
+    state = checkpoint.load(run / "checkpoints" / "last.pt")
+    row = state["progress"]["rows"][0]
+    row.update(val_accuracy=0.99, val_loss=0.01)
+    checkpoint.save(state, run / "checkpoints" / "last.pt")
+    return row
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_trial_is_gone_on_with_by_the_same_command(cli, tmp_path, number, code):
+    one = ["tune", *SMALL, "trainer.epochs=12", "tune.trials=1"]
+    trial = tmp_path / "outputs" / "tune" / "s" / "trial-0"
+    worker = forked(*one, cwd=tmp_path, log=tmp_path / "log")
+    wait_until(lambda: (trial / "checkpoints" / "last.pt").exists())
+    os.kill(worker.pid, number)
+    worker.join(60)
+    log = (tmp_path / "log").read_text()
+    assert worker.exitcode == code, log
+    assert log.splitlines()[-1].endswith(f"cifarbench tune {shlex.join(one[1:])}")
+    assert "trainer.resume" not in log
+    assert manifest_of(trial)["status"] == "interrupted"
+    best = improve_first_epoch(trial)["val_accuracy"]
+    again = cli(*one)
+    assert again.code == 0, again.err
+    stopped, ended = study_of(tmp_path).trials
+    assert (stopped.state.name, ended.state.name, ended.params) == ("FAIL", "COMPLETE", stopped.params)
+    assert (ended.value, len(ended.intermediate_values)) == (best, 12)
+    assert (manifest_of(trial)["status"], len(manifest_of(trial)["sessions"])) == ("completed", 2)
+    assert not trial.with_name("trial-1").exists()
+
+
+def test_a_search_whose_trials_all_diverge_says_so(cli, tmp_path):
+    one = ["tune", *SMALL, "tune.trials=2", "trainer.epochs=1", "tune.space=['optim.lr=log(999,1000)']"]
+    for _ in range(2):
+        ended = cli(*one)
+        assert ended.code == 4, ended.err
+        assert ended.err.startswith("cifarbench: 2 of 2 trials diverged")
+        assert len(ended.err.splitlines()) == 1
+    assert manifest_of(tmp_path / "outputs/tune/s/trial-1")["status"] == "failed"
+
+
+def test_a_search_whose_trials_were_all_pruned_says_so(tmp_path):
+    from cifarbench.reporting.tuning import show_study
+
+    study = optuna.create_study(direction="maximize")
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.PRUNED))
+    with pytest.raises(ConfigError, match=r"`tune\.pruner` ended all 1 trials"):
+        show_study(study, "accuracy", [], tmp_path)
 
 
 def test_two_workers_one_killed_and_the_study_is_whole(tmp_path):

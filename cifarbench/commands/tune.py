@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from cifarbench.commands.plugins import load_plugins
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 from cifarbench.config.tune import TuneVerbConfig
-from cifarbench.errors import ConfigError, NonFiniteError, ResourceError
+from cifarbench.errors import ConfigError, Interrupted, NonFiniteError, ResourceError
 
 _METRIC = "tune.metric="
 
@@ -41,21 +44,33 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
         import optuna
     except ImportError as error:
         raise ResourceError(f"`cifarbench tune` needs Optuna ({error}): pip install 'cifarbench[tune]'.") from error
-    from cifarbench.data.load import load_images
-    from cifarbench.reporting.tuning import show_study, write_study
-    from cifarbench.tuning.study import open_study, run_trials, storage_errors
+    from cifarbench.tuning.study import storage_errors
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failing trial ends the command with our own sentence
     directory.mkdir(parents=True, exist_ok=True)
-    url = config.tune.storage or f"sqlite:///{directory.resolve() / 'study.db'}"
     with storage_errors("`tune.storage`" if config.tune.storage else str(directory / "study.db")):
-        study = open_study(config.tune, url, config.seed)
-        data = load_images(config.data, print)
-        worker = _Worker(config, typed, directory, data)
-        run_trials(study, config.tune.trials, worker)
-        write_study(study, typed, directory)
-        show_study(study, config.tune.metric, typed, directory)
+        _search(config, typed, directory)
     return 0
+
+
+def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
+    """Open the study, see that it is of what is asked for, run trials, and show the result."""
+    from cifarbench.data.load import load_images
+    from cifarbench.reporting.tuning import show_study, write_study
+    from cifarbench.tuning.study import open_study, run_trials, wanted_trials
+    from cifarbench.tuning.subject import claim, claim_dataset
+
+    url = config.tune.storage or f"sqlite:///{directory.resolve() / 'study.db'}"
+    study = open_study(config.tune, url, config.seed)
+    claim(study, config, typed)
+    data = load_images(config.data, print)
+    claim_dataset(study, data)
+    wanted = wanted_trials(config.tune)
+    if wanted < config.tune.trials:
+        print(f"the grid has {wanted} points: the study ends with as many trials, fewer than `tune.trials`", flush=True)
+    run_trials(study, wanted, _Worker(config, typed, directory, data))
+    write_study(study, typed, directory)
+    show_study(study, config.tune.metric, typed, directory)
 
 
 class _Worker:
@@ -66,31 +81,64 @@ class _Worker:
 
     def __call__(self, trial: Any, number: int) -> float:
         """Train the trial in its directory, and return the best validation accuracy, or the lowest loss."""
-        import optuna
-
         from cifarbench.tuning.study import suggest
+        from cifarbench.tuning.watcher import Watcher
 
         overrides = suggest(trial, self.config.tune.space)
         config = load(TrainConfig, compose("train", [*self.typed, *overrides, "trainer.test=false"]))
         holder = runs.RunDirectory(self.directory / f"trial-{number}")
         holder.acquire()
         holder.command = ["cifarbench", "train", *self.typed, *overrides]
-        watcher = _watcher(trial, self.config.tune.metric)
+        watcher = Watcher(trial, self.config.tune.metric, holder.path)
         try:
-            self._train(config, holder, watcher)
-            holder.update(status="completed")
-        except optuna.TrialPruned:
-            holder.update(status="interrupted", reason=f"pruned after epoch {watcher.epochs}")
-            self._say(trial, overrides, watcher, "pruned")
-            raise
-        except NonFiniteError as error:
-            holder.update(status="failed", reason=str(error))
-            self._say(trial, overrides, watcher, "diverged")
-            raise optuna.TrialPruned from error
+            how = self._end_of(config, holder, watcher)
         finally:
             holder.release()
-        self._say(trial, overrides, watcher, "")
-        return watcher.best
+        self._say(trial, overrides, watcher, how)
+        return self._value(watcher, how)
+
+    def _end_of(self, config: TrainConfig, holder: runs.RunDirectory, watcher: Any) -> str:
+        """Train, note in run.json how that ended, and return it in a word: pruned, diverged, or "" for completed.
+
+        Raises:
+            Interrupted: a signal came; the trial goes on with the next call.
+        """
+        import optuna
+
+        try:
+            self._train(config, holder, watcher)
+        except optuna.TrialPruned:
+            holder.update(status="interrupted", reason=f"pruned after epoch {watcher.epochs}")
+            return "pruned"
+        except NonFiniteError as error:
+            holder.update(status="failed", reason=str(error))
+            return "diverged"
+        except (Interrupted, KeyboardInterrupt) as error:
+            reason = f"stopped in {runs.shown_path(holder.path)}. The same command goes on with it: {_command()}"
+            if holder.manifest:
+                holder.update(status="interrupted", reason=reason)
+            raise Interrupted(reason, getattr(error, "exit_code", 128 + signal.SIGINT) - 128) from error
+        holder.update(status="completed")
+        return ""
+
+    def _value(self, watcher: Any, how: str) -> float:
+        """What the study is told of a trial that ended so; optuna.TrialPruned where that is no value.
+
+        Raises:
+            ConfigError: it ended before an epoch with a validation.
+        """
+        import optuna
+
+        if how == "diverged":
+            watcher.trial.set_user_attr(how, True)
+        if how:
+            raise optuna.TrialPruned
+        if watcher.best is None:
+            raise ConfigError(
+                f"`trainer.validate_every` is {self.config.trainer.validate_every}, and the trial ended after epoch "
+                f"{watcher.epochs}, without a validation; set it to 1, or give more `trainer.max_time`."
+            )
+        return float(watcher.best)
 
     def _train(self, config: TrainConfig, holder: runs.RunDirectory, watcher: Any) -> None:
         from cifarbench.reporting.metrics_file import MetricsFile
@@ -108,25 +156,6 @@ class _Worker:
         print(f"trial {trial.number:>3}  {self.config.tune.metric} {best}  {' '.join(overrides)}{end}", flush=True)
 
 
-def _watcher(trial: Any, metric: str) -> Any:
-    """An observer that tells the study each epoch's value, and ends the trial where the study says so."""
-    import optuna
-
-    from cifarbench.training.observer import Observer
-
-    class Watcher(Observer):
-        best: float | None = None
-        epochs = 0
-
-        def epoch(self, row: dict[str, Any], is_best: bool) -> None:
-            value = row[f"val_{metric}"]
-            self.epochs = row["epoch"]
-            if value is None:
-                return
-            better = max if metric == "accuracy" else min
-            self.best = value if self.best is None else better(self.best, value)
-            trial.report(value, row["epoch"])
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-    return Watcher()
+def _command() -> str:
+    """The command line of this process, as a shell reads it."""
+    return shlex.join(["cifarbench", "tune", *sys.argv[1:]])

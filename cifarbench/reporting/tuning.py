@@ -13,15 +13,23 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
+from cifarbench.errors import CifarbenchError, ConfigError, NonFiniteError
 from cifarbench.reporting.figures import save
 from cifarbench.runs import shown_path, write_json, write_text
 from cifarbench.tuning.study import ended, importance
 
 
 def show_study(study: optuna.Study, metric: str, typed: list[str], directory: Path) -> None:
-    """Print the best trial, the command that trains it, what mattered, and where the files are."""
+    """Print the best trial, the command that trains it, what mattered, and where the files are.
+
+    Raises:
+        NonFiniteError: no trial completed, as they diverged.
+        ConfigError: no trial completed, as all were pruned.
+    """
     console = Console(highlight=False, soft_wrap=True)
     trials = ended(study)
+    if not _any_complete(study):
+        raise _without_best(study)
     pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in trials)
     console.print(
         f"{len(trials)} trials, {pruned} pruned; best validation {metric} {study.best_value:.4f}, once opened:"
@@ -34,13 +42,33 @@ def show_study(study: optuna.Study, metric: str, typed: list[str], directory: Pa
 
 def write_study(study: optuna.Study, typed: list[str], directory: Path) -> None:
     """Write trials.csv, study.json, best.yaml and study.png."""
-    if not any(trial.state == optuna.trial.TrialState.COMPLETE for trial in ended(study)):
+    if not _any_complete(study):
         return
     write_text(directory / "trials.csv", _csv(study))
     best = {"value": study.best_value, "trial": study.best_trial.number, "overrides": [*typed, *_overrides(study)]}
     write_json(directory / "study.json", {"best": best, "importance": importance(study), "trials": _rows(study)})
     write_text(directory / "best.yaml", _experiment(study, typed))
     save(_figure(study), directory / "study.png")
+
+
+def _any_complete(study: optuna.Study) -> bool:
+    return any(trial.state == optuna.trial.TrialState.COMPLETE for trial in ended(study))
+
+
+def _without_best(study: optuna.Study) -> CifarbenchError:
+    """The error for a study none of whose trials completed: they diverged (noted with them), or were pruned."""
+    trials = ended(study)
+    diverged = sum(bool(trial.user_attrs.get("diverged")) for trial in trials)
+    if not diverged:
+        return ConfigError(
+            f"`tune.pruner` ended all {len(trials)} trials early, so none is the best; set tune.pruner=none and raise "
+            "`tune.trials`."
+        )
+    others = ", and the others were pruned" if diverged < len(trials) else ""
+    return NonFiniteError(
+        f"{diverged} of {len(trials)} trials diverged{others}, so none is the best; search lower rates in "
+        "`tune.space`, as a new `tune.study`."
+    )
 
 
 def _overrides(study: optuna.Study) -> list[str]:

@@ -1,13 +1,14 @@
 """One study shared by any number of workers: exactly as many trials as asked for, whoever is killed on the way.
 
 A trial's worker sends a heartbeat; where it falls silent, another worker takes the trial over, in the same run
-directory, from its last checkpoint. Surplus trials, which workers that start together can create, give way to those
-with lower numbers.
+directory, from its last checkpoint; where it is interrupted, the next one does so at once. Surplus trials, which
+workers that start together can create, give way to those with lower numbers.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from cifarbench.config.tune import Dimension, TuneSection, dimension
-from cifarbench.errors import ConfigError, IntegrityError, ResourceError
+from cifarbench.errors import ConfigError, IntegrityError, Interrupted, ResourceError
 
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 _POLL_SECONDS = 1.0
@@ -78,10 +79,19 @@ def open_study(config: TuneSection, url: str, seed: int) -> optuna.Study:
 
 def _sampler(config: TuneSection, seed: int) -> optuna.samplers.BaseSampler:
     if config.sampler == "grid":
-        return optuna.samplers.GridSampler({each.name: _grid(each) for each in map(dimension, config.space)}, seed=seed)
+        return _Grid({each.name: _grid(each) for each in map(dimension, config.space)}, seed=seed)
     if config.sampler == "random":
         return optuna.samplers.RandomSampler()
     return optuna.samplers.TPESampler(multivariate=True, constant_liar=True)
+
+
+class _Grid(optuna.samplers.GridSampler):
+    """Walks the grid: a point whose trial failed, or was not needed, is still to be walked."""
+
+    def _get_unvisited_grid_ids(self, study: optuna.Study) -> list[int]:
+        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)  # a pruner may hide some in `study`
+        taken = {trial.system_attrs.get("grid_id") for trial in trials if trial.state != TrialState.FAIL}
+        return [number for number in range(self._n_min_trials) if number not in taken]
 
 
 def _pruner(config: TuneSection) -> optuna.pruners.BasePruner:
@@ -94,6 +104,13 @@ def _grid(each: Dimension) -> list[Any]:
     if each.kind == "int":
         return list(range(int(each.values[0]), int(each.values[1]) + 1))
     return list(each.values)
+
+
+def wanted_trials(config: TuneSection) -> int:
+    """How many trials the study is to have: `tune.trials`, but no more than a grid has points."""
+    if config.sampler != "grid":
+        return config.trials
+    return min(config.trials, math.prod(len(_grid(each)) for each in map(dimension, config.space)))
 
 
 def suggest(trial: Trial, space: tuple[str, ...]) -> list[str]:
@@ -118,6 +135,9 @@ def run_trials(study: optuna.Study, wanted: int, run: Callable[[Trial, int], flo
         wanted: complete or pruned trials.
         run: trains one trial and returns its value; its second argument is the number of the trial that it takes
             over, or its own. It raises `optuna.TrialPruned` to end it early.
+
+    Raises:
+        Interrupted: `run` did; its trial waits for the next worker.
     """
 
     def objective(trial: Trial) -> float:
@@ -131,7 +151,25 @@ def run_trials(study: optuna.Study, wanted: int, run: Callable[[Trial, int], flo
         if _count(study, (*ENDED, TrialState.RUNNING)) >= wanted:
             time.sleep(_POLL_SECONDS)  # others are at the last ones, and may still die
             continue
-        study.optimize(objective, n_trials=1, catch=(Surplus,))
+        _run_one(study, objective)
+
+
+def _run_one(study: optuna.Study, objective: Callable[[Trial], float]) -> None:
+    """Run one trial; where it is interrupted, the next worker is to take it over, as it does with a killed one."""
+    numbers: list[int] = []
+
+    def noted(trial: Trial) -> float:
+        numbers.append(trial.number)
+        return objective(trial)
+
+    try:
+        study.optimize(noted, n_trials=1, catch=(Surplus,))
+    except (Interrupted, KeyboardInterrupt):
+        for number in numbers:
+            trial = study.trials[number]
+            if trial.state == TrialState.FAIL:
+                RetryHeartbeatStaleTrialCallback()(study, trial)
+        raise
 
 
 def _count(study: optuna.Study, states: tuple[TrialState, ...]) -> int:
