@@ -125,10 +125,16 @@ class RunDirectory:
         write_json(self.path / "run.json", self.manifest)
 
     def begin(self, **entries: Any) -> None:
-        """Mark the run as running, by this process and command."""
+        """Mark the run as running, by this process; of `sessions` the last one is this command's.
+
+        Where the recipe is that of before, `command` stays the one that began the run: a resume's does not tell it.
+        """
+        same = all(self.manifest.get(name, entries.get(name)) == entries.get(name) for name in ("identity", "seed"))
+        if sessions := entries.get("sessions"):
+            entries["sessions"] = [*sessions[:-1], {**sessions[-1], "command": self.command}]
         self.update(
             status="running",
-            command=self.command,
+            command=self.manifest.get("command", self.command) if same else self.command,
             process={"pid": os.getpid(), "host": socket.gethostname()},
             **entries,
         )

@@ -14,6 +14,7 @@ from cifarbench.benchmark.throughput import _paired
 from cifarbench.benchmark.time_to_accuracy import summarise
 from cifarbench.commands.hydra_app import compose
 from cifarbench.compute import Compute
+from cifarbench.errors import ConfigError
 
 FAST = ["bench.rounds=2", "bench.steps=2", "hydra.run.dir=out"]
 
@@ -89,6 +90,17 @@ def test_ratios_are_taken_round_by_round():
 
 def test_the_machine_multiplies():
     assert matmul_rate(Compute(torch.device("cpu"), "fp32"), repeats=1) > 1e8
+
+
+def test_a_label_is_printed_as_it_was_typed(cli, monkeypatch):
+    def measure(contenders, tutorial, rounds, steps, say):
+        say("plugins=[/home/ann/mynet.py] and plugins=[mynet.py] :cat:")
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("cifarbench.benchmark.throughput.measure", measure)
+    ended = cli("bench", *TINY, *FAST)
+    assert (ended.code, ended.err.strip()) == (2, "cifarbench: enough")
+    assert "plugins=[/home/ann/mynet.py] and plugins=[mynet.py] :cat:" in ended.out
 
 
 def test_bench_composes_what_train_does():

@@ -13,6 +13,7 @@ from conftest import TINY, manifest_of
 from scipy.stats import binomtest
 from torch import nn
 
+from cifarbench.errors import ResourceError
 from cifarbench.evaluation.ensemble import mean_weights, renew_batch_norm
 from cifarbench.training import checkpoint
 
@@ -73,6 +74,26 @@ def test_the_mean_of_weights_is_a_checkpoint_that_scores_the_same(cli, copies, t
     again = cli("eval", f"checkpoint={home / 'averaged.pt'}", "threads=1")
     assert again.code == 0, again.err
     assert f"{report['accuracy']:.2%} of 240" in again.out
+
+
+def test_runs_in_fp16_are_averaged_on_a_cpu(cli, copies):
+    for run in copies:
+        path = run / "checkpoints" / "best.pt"
+        state = checkpoint.load(path)
+        state["passport"]["environment"] |= {"device": "cuda", "precision": "fp16"}
+        path.write_bytes(checkpoint.sealed_bytes(state))
+    result = cli("ensemble", *map(str, copies), "average=weights", "threads=1")
+    assert result.code == 0, result.err
+    assert all(manifest_of(run)["test"]["openings"] == 2 for run in copies)
+
+
+def test_a_device_that_is_refused_opens_no_seal(cli, copies, monkeypatch):
+    def refuse(trained, *asked):
+        raise ResourceError("no such device")
+
+    monkeypatch.setattr("cifarbench.training.restore.Trained.compute", refuse)
+    assert cli("ensemble", *map(str, copies), "average=weights").code == 5
+    assert all(manifest_of(run)["test"]["openings"] == 1 for run in copies)
 
 
 def test_runs_of_other_data_or_split_are_refused(cli, copies):

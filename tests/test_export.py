@@ -114,6 +114,18 @@ def test_the_file_lies_in_the_run_by_default(cli, two_runs):
     assert (two_runs[0] / "export" / "model.pt2").is_file()
 
 
+def test_the_file_lies_in_the_run_whose_folder_of_checkpoints_one_is_in(cli, finished, tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
+    monkeypatch.chdir(finished / "checkpoints")
+    assert cli("export", "checkpoint=best.pt", "format=safetensors").code == 0
+    assert (finished / "export" / "model.safetensors").is_file()
+    (tmp_path / "alone").mkdir()
+    (finished / "checkpoints" / "best.pt").rename(tmp_path / "alone" / "best.pt")
+    monkeypatch.chdir(tmp_path)
+    assert cli("export", "checkpoint=alone/best.pt", "format=safetensors").code == 0
+    assert (tmp_path / "alone" / "export" / "model.safetensors").is_file()
+
+
 def test_a_missing_package_is_named_with_its_command(cli, two_runs, monkeypatch):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if "onnx" in name else there(name, *rest))

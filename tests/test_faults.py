@@ -19,6 +19,7 @@ from conftest import TINY, manifest_of, mark_interrupted, rows_of, wait_until
 from processes import command, forked
 
 from cifarbench import runs
+from cifarbench.leaderboard.records import find
 from cifarbench.training import checkpoint
 
 PLAIN = [*TINY, "trainer.tensorboard=false"]
@@ -110,9 +111,56 @@ def test_a_checkpoint_from_a_gpu_is_scored_on_a_cpu(cli, tmp_path):
     state = checkpoint.load(tmp_path / "run" / "checkpoints" / "best.pt")
     state["passport"]["environment"] |= {"device": "cuda", "device_name": "NVIDIA H200", "precision": "fp16"}
     path.write_bytes(checkpoint.sealed_bytes(state))
+    for device in ("auto", "cpu"):
+        result = cli("eval", f"checkpoint={path}", f"device={device}")
+        assert result.code == 0, result.err
+        assert "test accuracy" in result.out
+    result = cli("eval", f"checkpoint={path}", "device=cpu", "precision=fp16")
+    assert (result.code, "needs a GPU" in result.err) == (5, True)
+
+
+@pytest.mark.parametrize("path", ["best.pt", "./best.pt", "../checkpoints/best.pt", "deeper/../best.pt", "../link.pt"])
+def test_eval_inside_the_folder_of_checkpoints_counts_its_opening(cli, finished, monkeypatch, path):
+    (finished / "checkpoints" / "deeper").mkdir()
+    (finished / "link.pt").symlink_to(finished / "checkpoints" / "best.pt")
+    monkeypatch.chdir(finished / "checkpoints")
     result = cli("eval", f"checkpoint={path}")
     assert result.code == 0, result.err
-    assert "test accuracy" in result.out
+    assert manifest_of(finished)["test"]["openings"] == 2
+    assert list((finished / "eval").glob("*.json"))
+
+
+def test_a_checkpoint_that_is_kept_elsewhere_is_still_its_runs(cli, finished, tmp_path):
+    best = finished / "checkpoints" / "best.pt"
+    (tmp_path / "large").mkdir()
+    best.rename(tmp_path / "large" / "best.pt")
+    best.symlink_to(tmp_path / "large" / "best.pt")
+    assert cli("eval", "run=run").code == 0
+    assert manifest_of(finished)["test"]["openings"] == 2
+
+
+def test_a_resumed_run_keeps_the_command_that_began_it(cli, finished):
+    began = manifest_of(finished)["command"]
+    for _ in range(2):
+        mark_interrupted(finished)
+        assert cli("train", "trainer.resume=run", "trainer.threads=1").code == 0
+    manifest = manifest_of(finished)
+    typed = ["cifarbench", "train", "trainer.resume='run'", "trainer.threads=1"]
+    assert manifest["command"] == began
+    assert [session["command"] for session in manifest["sessions"]] == [began, typed, typed]
+    assert find([finished])[0].label.startswith("data=synthetic data.size=1200 model=simple_cnn")
+    assert cli("report", "run").code == 0
+    assert "optim.lr=0.1" in (finished / "report.html").read_text().split("config.yaml")[0]
+
+
+def test_another_recipe_in_a_directory_without_a_checkpoint_has_its_own_command(tmp_path):
+    for words, identity, expected in ((["a"], "1", ["a"]), (["b"], "1", ["a"]), (["c"], "2", ["c"])):
+        holder = runs.RunDirectory(tmp_path / "run")
+        holder.acquire()
+        holder.command = words
+        holder.begin(identity=identity, seed=0)
+        holder.release()
+        assert manifest_of(tmp_path / "run")["command"] == expected
 
 
 def test_stored_predictions_are_never_unpickled(cli, tmp_path, two_runs):

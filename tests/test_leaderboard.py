@@ -19,6 +19,7 @@ from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.leaderboard import judge
 from cifarbench.leaderboard.ranking import boards, compare, group, interval
 from cifarbench.leaderboard.records import Record, find
+from cifarbench.reporting.leaderboard import print_boards
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -137,6 +138,35 @@ def test_the_command_line_of_a_comparison():
     ]
     with pytest.raises(ConfigError, match="two run directories"):
         rewrite(["--compare", "x"])
+
+
+def test_the_text_of_where_may_be_an_override(cli, runs):
+    found = cli("leaderboard", str(runs), "where=optim.lr=0.05")
+    assert found.code == 0, found.err
+    assert "lr=0.05" in found.out
+    assert "lr=0.2" not in found.out
+    for text in ("where='optim.lr=0.05'", 'where="optim.lr=0.05"', "where="):
+        assert cli("leaderboard", str(runs), text).code == 0
+
+
+@pytest.mark.parametrize("label", ["plugins=[mynet.py]", "plugins=[/a/mynet.py]", "plugins=[:cat:]"])
+def test_a_label_is_shown_as_it_was_typed(capsys, label):
+    print_boards(
+        boards([record(0.9, label=label), record(0.8, recipe="b")], "test"), "test", 0, [f"{label} is left out"]
+    )
+    assert capsys.readouterr().out.count(label) == 2
+
+
+@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize("count", [0, -1, 60_001])
+def test_a_part_of_no_images_is_a_damaged_record_and_costs_no_other(cli, runs, tmp_path, part, count):
+    folder = Path(shutil.copytree(runs, tmp_path / "copy"))
+    damaged = sorted(folder.glob("sweep/*/run.json"))[0].parent
+    change(damaged, **{f"split__{part}": count})
+    ended = cli("leaderboard", str(folder), f"by={part}")
+    assert ended.code == 0, ended.err
+    assert f"`split.{part}` is {count}" in " ".join(ended.out.split())
+    assert "passport" in ended.out
 
 
 @pytest.fixture(scope="module")

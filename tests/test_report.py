@@ -311,13 +311,24 @@ def test_names_of_sweeps_are_taken_as_typed(cli, run, tmp_path):
         assert (odd / "report.html").is_file()
 
 
+@pytest.mark.parametrize("stem", ["run", "test", "verify"])
+def test_the_numbers_of_a_page_replace_no_file_of_the_run(cli, run, stem):
+    path = run / f"{stem}.json"
+    path.write_text(path.read_text() if path.exists() else "{}")
+    before = path.read_bytes()
+    result = cli("report", "run", f"out=run/{stem}.html")
+    assert result.code == 0, result.err
+    assert path.read_bytes() == before
+    assert json.loads((run / f"{stem}.report.json").read_text())["run"] == "run"
+
+
 # --- several runs ----------------------------------------------------------------------------------------------------
 
 
 def test_a_comparison_gives_intervals_and_the_paired_test(cli, two_runs, tmp_path):
     result = cli("report", *map(str, two_runs), "out=compared.html")
     assert result.code == 0, result.err
-    page, numbers = Page(tmp_path / "compared.html"), json.loads((tmp_path / "compared.json").read_text())
+    page, numbers = Page(tmp_path / "compared.html"), json.loads((tmp_path / "compared.report.json").read_text())
     rights = {}
     for home in two_runs:
         with np.load(home / "predictions.npz") as stored:

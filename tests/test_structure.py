@@ -26,7 +26,7 @@ ALLOWED = {
     "training": {"data", "models", "optim", "evaluation", "compute", "runs"},
     "benchmark": {"data", "models", "optim", "training", "compute", "runs"},
     "export": {"data", "training"},
-    "tuning": set(),
+    "tuning": {"data", "training", "runs"},
     "leaderboard": {"data", "models", "evaluation", "training", "runs"},
     "reporting": {"tuning", "leaderboard", "compute", "data", "evaluation", "training", "runs", "sweeps"},
     "commands": {

@@ -53,7 +53,7 @@ def _throughput(config: BenchVerbConfig, labels: list[str], configs: list[TrainC
     from cifarbench.data.split import split
     from cifarbench.reporting.benchmark import recording_observer, throughput_report
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # labels are printed as they are
     parts = [split(load_images(each.data, console.print), each.split) for each in configs]
     tutorial = _tutorial(configs[0], parts[0]) if config.bench.tutorial else None
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,7 +81,7 @@ def _accuracy(config: BenchVerbConfig, entries: list[tuple[str, list[str]]], dir
     from cifarbench.benchmark.time_to_accuracy import race
     from cifarbench.reporting.benchmark import accuracy_report
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # labels are printed as they are
     seeds = range(config.seed, config.seed + config.bench.seeds)
     rows = race(entries, seeds, config.bench.target, directory, console.print)
     console.print(accuracy_report(rows))

@@ -26,14 +26,14 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     config = load(ExportConfig, values)
     from cifarbench.compute import choose_compute
     from cifarbench.export import SUFFIXES, export
-    from cifarbench.training.restore import find_checkpoint, restore
+    from cifarbench.training.restore import find_checkpoint, home_of, restore
 
     if config.out and Path(config.out).exists() and not Path(config.out).is_file():
         raise ConfigError(f"`out` is {config.out!r}, which is no file; name one, like model{SUFFIXES[config.format]}.")
     choose_compute("cpu", "fp32", config.threads)
     source = find_checkpoint(config.run, config.checkpoint, config.which)
     trained = restore(source, config.root)
-    default = source.parent.parent / "export" / f"model{SUFFIXES[config.format]}"
+    default = (home_of(source) or source.parent) / "export" / f"model{SUFFIXES[config.format]}"
     done = export(trained, config.format, config.normalise, Path(config.out) if config.out else default)
     size = done.path.stat().st_size
     print(f"{runs.shown_path(done.path)}   {size:,} bytes, from {source.name}")

@@ -16,10 +16,12 @@ _KEYS = ("folder", "by", "sort", "only", "where", "verified", "top", "compare", 
 def rewrite(arguments: list[str]) -> list[str]:
     """Turn `DIR… --compare A B --verified` into `folder=[DIR,…] compare=[A,B] verified=true`.
 
+    The text of `where=TEXT`, which may hold another `=`, is quoted.
+
     Raises:
         ConfigError: two paths do not follow `--compare`.
     """
-    arguments = ["verified=true" if argument == "--verified" else argument for argument in arguments]
+    arguments = ["verified=true" if argument == "--verified" else _as_text(argument) for argument in arguments]
     compared = []
     if "--compare" in arguments:
         at = arguments.index("--compare")
@@ -29,6 +31,11 @@ def rewrite(arguments: list[str]) -> list[str]:
         arguments = [*arguments[:at], *arguments[at + 3 :]]
         compared = [f"compare=[{','.join(map(quoted, pair))}]"]
     return [*gather(arguments, "folder", _KEYS), *compared]
+
+
+def _as_text(argument: str) -> str:
+    name, _, text = argument.partition("=")
+    return f"where={quoted(text)}" if name == "where" and text and not text.startswith(("'", '"')) else argument
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:

@@ -38,7 +38,7 @@ def rewrite(arguments: list[str]) -> list[str]:
 
 def _run_of(path: Path) -> Path:
     """The run directory that a resume path means: itself, or the one that its checkpoint file lies in."""
-    directory = path.parent.parent if path.is_file() else path
+    directory = path.resolve().parent.parent if path.is_file() else path
     if not (directory / "config.yaml").is_file():
         raise ConfigError(f"`trainer.resume` is {str(path)!r}; it must be auto, never, or a run directory.")
     return directory

@@ -11,7 +11,7 @@ from cifarbench.commands.words import gather
 from cifarbench.config.durations import seconds
 from cifarbench.config.judge import VerifyConfig
 from cifarbench.config.load import load
-from cifarbench.errors import IntegrityError
+from cifarbench.errors import IntegrityError, ResourceError
 
 
 def rewrite(arguments: list[str]) -> list[str]:
@@ -24,24 +24,37 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
 
     Raises:
         IntegrityError: a run breaks a rule.
+        ResourceError: some runs were not judged, as this machine lacks what that needs; the others were.
     """
     load_plugins(values.get("plugins") or [])
     config = load(VerifyConfig, values)
+    broken: list[str] = []
+    unjudged: dict[str, ResourceError] = {}
+    for home in map(Path, config.run):
+        try:
+            if not _judge(config, home):
+                broken.append(runs.shown_path(home))
+        except ResourceError as error:
+            unjudged[runs.shown_path(home)] = error
+    breaks = f"{len(broken)} of {len(config.run)} runs break a rule: {', '.join(broken)}." if broken else ""
+    if unjudged:
+        reason = next(iter(unjudged.values()))
+        raise ResourceError(f"{', '.join(unjudged)}: not judged. {reason} {breaks}".rstrip()) from reason
+    if broken:
+        raise IntegrityError(breaks)
+    return 0
+
+
+def _judge(config: VerifyConfig, home: Path) -> bool:
+    """Whether the run at `home` breaks no rule; the verdicts are printed and, where it is a run, kept."""
     from cifarbench.leaderboard.judge import examine, keep, passed
     from cifarbench.reporting.leaderboard import print_checks
 
-    broken = []
-    for name in config.run:
-        home = Path(name)
-        checks = examine(home, _evidence(config, home), config.root, config.threads)
-        print_checks(home, checks)
-        if home.is_dir() and (home / "run.json").is_file():
-            keep(home, checks)
-        if not passed(checks):
-            broken.append(runs.shown_path(home))
-    if broken:
-        raise IntegrityError(f"{len(broken)} of {len(config.run)} runs break a rule: {', '.join(broken)}.")
-    return 0
+    checks = examine(home, _evidence(config, home), config.root, config.threads)
+    print_checks(home, checks)
+    if (home / "run.json").is_file():
+        keep(home, checks)
+    return passed(checks)
 
 
 def _evidence(config: VerifyConfig, home: Path) -> Any:
@@ -52,7 +65,10 @@ def _evidence(config: VerifyConfig, home: Path) -> Any:
         from cifarbench.data.split import split
         from cifarbench.leaderboard.judge import Evidence
 
-        data = load_images(trained.config.data)
+        try:
+            data = load_images(trained.config.data)
+        except ResourceError as error:
+            raise ResourceError(f"{error} Or name the folder that it lies in: root=DIR.") from error
         parts = split(data, trained.config.split)
         limit = seconds(config.limit, "limit") if config.limit else None
         return Evidence(runs.read_manifest(home), trained, data, parts, config.protocol, limit)

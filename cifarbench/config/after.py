@@ -21,7 +21,10 @@ class ReportConfig:
     """Everything that `cifarbench report` needs."""
 
     run: tuple[str, ...] = key("Run directories: one for its page, several for a comparison.")
-    out: str | None = key("The page's file; null: report.html in the run, or one in outputs/report/ for several.")
+    out: str | None = key(
+        "The page's file; null: report.html in the run, or one in outputs/report/ for several. The numbers of "
+        "report.html go to report.json beside it, those of NAME.html to NAME.report.json."
+    )
     images: tuple[int, ...] = key(
         "Images by number in published order whose activation and Grad-CAM maps are drawn; []: validation images.",
         ge=0,
@@ -57,7 +60,7 @@ class PredictConfig:
     tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
     device: str = key("Where to compute.", choices=DEVICES)
     precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
-    threads: int | None = key(_THREADS, ge=1, le=1024)
+    threads: int | None = key("CPU threads; null: as the run used on a CPU, else all cores.", ge=1, le=1024)
     plugins: tuple[str, ...] = key(_PLUGINS)
 
     def __post_init__(self) -> None:

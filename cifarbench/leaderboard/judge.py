@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cifarbench import runs
-from cifarbench.config.load import to_plain
+from cifarbench.config.load import differences, load
 from cifarbench.config.models import MODELS
+from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts
-from cifarbench.errors import CifarbenchError
+from cifarbench.errors import CifarbenchError, ResourceError
 from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import predict
 from cifarbench.evaluation.predictions import read_predictions
@@ -52,20 +53,27 @@ def examine(run: Path, evidence: Callable[[Trained], Evidence], root: str | None
         evidence: adds manifest, dataset and limits to the restored model.
         root: the dataset's folder.
         threads: CPU threads of the scoring; None for those of the run.
+
+    Raises:
+        ResourceError: this machine lacks what the judge needs, such as the dataset, which is no fault of the run.
     """
     try:
         trained = restore(find_checkpoint(str(run), None), root)
         found = evidence(trained)
+    except ResourceError:
+        raise
     except CifarbenchError as error:
         return [Check("record", "broken", str(error))]
-    checks = []
-    for rule, check in _RULES.items():
-        try:
-            verdict, reason = check(found, run, threads)
-        except (CifarbenchError, LookupError, TypeError, ValueError) as error:
-            verdict, reason = "broken", f"run.json or the checkpoint is not in order: {error}"
-        checks.append(Check(rule, verdict, reason))
-    return checks
+    return [Check(rule, *_verdict(rule, found, run, threads)) for rule in _RULES]
+
+
+def _verdict(rule: str, found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
+    try:
+        return _RULES[rule](found, run, threads)
+    except ResourceError:
+        raise
+    except (CifarbenchError, LookupError, TypeError, ValueError, OverflowError) as error:
+        return "broken", f"run.json or the checkpoint is not in order: {error}"
 
 
 def _is(kept: bool, good: str, bad: str) -> tuple[str, str]:
@@ -127,18 +135,22 @@ def _time(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
 
 
 def _config(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
-    """The record itself: config.yaml is what the checkpoint was trained with."""
-    written, stored = runs.read_config(run), to_plain(found.trained.config)
-    names = sorted({*written, *stored} - {"data"})
-    wrong = [name for name in names if written.get(name) != stored.get(name)]
-    return _is(not wrong, "config.yaml agrees with the checkpoint", f"config.yaml and the checkpoint differ in {wrong}")
+    """The record itself: config.yaml is what the checkpoint was trained with, in every key that can change weights."""
+    lines = differences(_written(run), found.trained.config)
+    keys = ", ".join(line.split(":")[0] for line in lines)
+    return _is(not lines, "config.yaml agrees with the checkpoint", f"config.yaml and the checkpoint differ in {keys}")
+
+
+def _written(run: Path) -> TrainConfig:
+    """The config of the run's last session, whose keys of no weight, such as `trainer.tta`, the test went by."""
+    return load(TrainConfig, runs.read_config(run))
 
 
 def _score(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
     """The number: the checkpoint, scored again, gives what was recorded, and so do the stored predictions."""
     trained, recorded = found.trained, found.manifest["test"]["accuracy"]
     compute = trained.compute("cpu", "auto", threads)
-    portion, trainer = found.parts.test.open(), trained.config.trainer
+    portion, trainer = found.parts.test.open(), _written(run).trainer
     logits = predict(
         trained.on(compute.device), portion.images, trained.statistics, compute, trainer.tta, trainer.channels_last
     )
@@ -170,7 +182,7 @@ def passed(checks: list[Check]) -> bool:
 
 
 def keep(run: Path, checks: list[Check]) -> None:
-    """Write verify.json: the verdicts, and a digest of what they were passed on."""
+    """Write verify.json: the verdicts, and a digest of what they were passed on, null where that is not there."""
     runs.write_json(
         run / VERDICT, {"passed": passed(checks), "digest": digest(run), "checks": [asdict(check) for check in checks]}
     )
@@ -180,14 +192,18 @@ def is_verified(run: Path) -> bool:
     """Whether the run was found in order, and neither its record nor its checkpoint has changed since."""
     try:
         kept = runs.read_json(run / VERDICT)
-        return kept.get("passed") is True and kept.get("digest") == digest(run)
+        return kept.get("passed") is True and kept.get("digest") is not None and kept["digest"] == digest(run)
     except (CifarbenchError, OSError):
         return False
 
 
-def digest(run: Path) -> str:
-    """SHA-256 over run.json and the checkpoint that was tested."""
+def digest(run: Path) -> str | None:
+    """SHA-256 over run.json and the checkpoint that was tested; None where run.json is damaged or no such file lies."""
+    try:
+        checkpoint = find_checkpoint(str(run), None)
+    except CifarbenchError:
+        return None
     found = hashlib.sha256()
-    for path in (run / "run.json", find_checkpoint(str(run), None)):
+    for path in (run / "run.json", checkpoint):
         found.update(path.read_bytes())
     return found.hexdigest()

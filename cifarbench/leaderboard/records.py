@@ -15,6 +15,7 @@ from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import CifarbenchError, IntegrityError
 
 _LEFT_OUT = ("seed=", "hydra.", "trainer.progress=", "trainer.resume=", "data.root=", "trainer.threads=")
+_IMAGES = 60_000
 _INSIDE = {"checkpoints", "tensorboard", "eval"}
 
 
@@ -88,8 +89,8 @@ def read(directory: Path) -> Record | None:
             model=str(model["name"]),
             parameters=int(model["parameters"]),
             flops=int(model["flops"]),
-            test_images=int(manifest["split"]["test"]),
-            val_images=int(manifest["split"]["val"]),
+            test_images=_images(manifest, "test", test.get("accuracy")),
+            val_images=_images(manifest, "val", best.get("val_accuracy")),
             test_accuracy=_share(test.get("accuracy")),
             official_accuracy=_share(test.get("accuracy_official")),
             val_accuracy=_share(best.get("val_accuracy")),
@@ -97,7 +98,7 @@ def read(directory: Path) -> Record | None:
             seconds=_number(manifest.get("timing", {}).get("train_test")),
             device=str(manifest["environment"]["device_name"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise IntegrityError(f"run.json is not that of a finished run ({type(error).__name__}: {error})") from error
 
 
@@ -116,6 +117,14 @@ def _identity(manifest: dict[str, Any], directory: Path) -> str:
         return str(stored)
     kind: type = BaselineConfig if manifest["model"]["name"] in BASELINES else TrainConfig
     return identity(load(kind, runs.read_config(directory)))
+
+
+def _images(manifest: dict[str, Any], part: str, accuracy: Any) -> int:
+    """How many images a part has: some, where an accuracy was counted on them, and no more than CIFAR-10 has."""
+    count, least = int(manifest["split"][part]), 0 if accuracy is None else 1
+    if not least <= count <= _IMAGES:
+        raise ValueError(f"`split.{part}` is {count} images; with that accuracy it must be {least} to {_IMAGES:,}")
+    return count
 
 
 def _share(value: Any) -> float | None:

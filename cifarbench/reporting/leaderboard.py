@@ -25,9 +25,14 @@ _STYLES = {"kept": "green", "broken": "bold red", "look": "yellow"}
 _OFTEN = "*"
 
 
+def _console(**settings: Any) -> Console:
+    """A console that prints labels and paths as they are: `[…]` is no markup in them, and `:x:` no picture."""
+    return Console(highlight=False, markup=False, emoji=False, **settings)
+
+
 def print_boards(ranked: Sequence[Board], by: str, top: int, notes: Sequence[str]) -> None:
     """A table for each dataset and split, and a line for each run that could not be read."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = _console(width=None if sys.stdout.isatty() else 120)
     if not ranked:
         console.print("no finished runs were found")
     for index, board in enumerate(ranked):
@@ -147,7 +152,7 @@ def _markdown(ranked: Sequence[Board], by: str) -> str:
 
 def print_verdict(verdict: Verdict, paired: Comparison | None) -> None:
     """Whether two recipes differ, in words, and what their stored predictions say of these two models."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = _console(soft_wrap=True)
     groups = (verdict.first, verdict.second)
     _, labels = _labels(groups)
     for name, group, label in zip(("first", "second"), groups, labels, strict=True):
@@ -167,7 +172,7 @@ def print_verdict(verdict: Verdict, paired: Comparison | None) -> None:
 
 def print_checks(home: Path, checks: Sequence[Check]) -> None:
     """A verdict for each rule."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = _console(width=None if sys.stdout.isatty() else 120)
     table = Table.grid(padding=(0, 2))
     for check in checks:
         table.add_row(Text(check.verdict, _STYLES[check.verdict]), check.rule, Text(check.reason, overflow="fold"))

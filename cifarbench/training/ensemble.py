@@ -61,10 +61,10 @@ def average_weights(homes: Sequence[Path], members: Sequence[Predictions], root:
     first.model.load_state_dict(mean_weights([trained.model.state_dict() for trained in restored]))
     images = parts.train.images[: _BATCH * _BATCHES]
     renew_batch_norm(first.model, [normalise(batch, *first.statistics) for batch in images.split(_BATCH)])
+    compute, trainer = first.compute("cpu", "auto", torch.get_num_threads()), first.config.trainer
     for home in homes:
         runs.count_opening(home)
     portion = parts.test.open()
-    compute, trainer = first.compute("cpu", "auto", torch.get_num_threads()), first.config.trainer
     model = first.on(compute.device)
     logits = predict(model, portion.images, first.statistics, compute, trainer.tta, trainer.channels_last)
     answers = Predictions(portion.indices, portion.targets, logits)

@@ -51,15 +51,16 @@ class Trained:
         return tuple(names)
 
     def compute(self, device: str, precision: str, threads: int | None) -> Compute:
-        """Device, precision and threads: as the run was scored, unless said otherwise."""
+        """Device, precision and threads: as the run was scored, unless said otherwise; a CPU takes fp32 for fp16."""
         make_deterministic(True)
         before = self.passport["environment"]
-        precision = before["precision"] if precision == "auto" else precision
-        if device == "auto" and precision == "fp16" and choose_compute("auto", "fp32", None).device.type == "cpu":
-            precision = "fp32"
         cores = os.cpu_count() or 1
         threads = threads or (min(before["threads"], cores) if before["device"] == "cpu" else None)
-        return choose_compute(device, precision, threads)
+        chosen = before["precision"] if precision == "auto" else precision
+        free = "auto" in (device, precision)  # where both are typed, they are taken or refused as they are
+        if chosen == "fp16" and free and choose_compute(device, "fp32", threads).device.type == "cpu":
+            chosen = "fp32"
+        return choose_compute(device, chosen, threads)
 
     def on(self, device: torch.device) -> nn.Module:
         """The model on `device`, in the memory layout that it was trained in."""
@@ -89,8 +90,11 @@ def find_checkpoint(run: str | None, path: str | None, which: str = "tested") ->
 
 def home_of(path: Path) -> Path | None:
     """The run directory that a checkpoint file lies in, if it lies in one."""
-    home = path.parent.parent
-    return home if (home / "run.json").is_file() else None
+    for file in (path.parent.resolve() / path.name, path.resolve()):  # a link lies in one run and may mean another
+        home = file.parent.parent
+        if (home / "run.json").is_file():
+            return Path(runs.shown_path(home))
+    return None
 
 
 def classes_of(home: Path) -> tuple[str, ...]:

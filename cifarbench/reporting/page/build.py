@@ -48,8 +48,13 @@ def write_run_page(
     page = _render("run.html.j2", **facts, galleries=shown, inside=looked, notes=sources.notes, explained=len(images))
     out = out or directory / "report.html"
     _write(out, page)
-    runs.write_json(out.with_suffix(".json"), _numbers(record, facts, shown, sources))
+    runs.write_json(_beside(out), _numbers(record, facts, shown, sources))
     return out
+
+
+def _beside(page: Path) -> Path:
+    """The file of a page's numbers: never run.json, test.json or another that a run's record consists of."""
+    return page.with_name("report.json" if page.stem == "report" else f"{page.stem}.report.json")
 
 
 def _numbers(record: Record, facts: dict[str, Any], shown: Any, sources: Sources) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def write_comparison_page(directories: Sequence[Path], out: Path) -> Path:
     facts = comparison(records)
     _write(out, _render("comparison.html.j2", **facts))
     runs.write_json(
-        out.with_suffix(".json"),
+        _beside(out),
         {name: facts[name] for name in ("passport", "n", "rows", "pairs", "differing", "recall")},
     )
     return out
