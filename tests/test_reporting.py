@@ -72,6 +72,13 @@ def test_plain_output_is_a_line_an_epoch_and_a_panel(cli):
     assert "\x1b" not in result.out
 
 
+def test_a_directory_with_brackets_is_shown_as_it_is(cli):
+    """A sweep's job is named after its overrides, and brackets are markup to a console."""
+    result = cli("train", *TINY, "trainer.epochs=1", "trainer.test=false", "hydra.run.dir='0-plugins=[a.py]'")
+    assert result.code == 0, result.err
+    assert "\n0-plugins=[a.py]\n" in result.out
+
+
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_the_epoch_table_fits_the_terminal(width):
     from rich.console import Console

@@ -158,7 +158,7 @@ class EvalConfig:
     tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
     device: str = key("Where to compute.", choices=DEVICES)
     precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
-    threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024)
+    threads: int | None = key("CPU threads; null: as the run used on a CPU, else all cores.", ge=1, le=1024)
     root: str | None = key("Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache.")
     plugins: tuple[str, ...] = key("Python files with models of your own, as named when training.")
 

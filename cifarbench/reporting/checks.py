@@ -75,4 +75,4 @@ def print_checks(title: str, note: str, checks: list[Check], paths: list[str]) -
     outcome = f"[bold red]{len(failed)} of {len(checks)} checks failed[/]" if failed else "[bold green]all passed[/]"
     console.print(f"\n{outcome}")
     for path in paths:
-        console.print(path, soft_wrap=True)
+        console.print(Text(path), soft_wrap=True)

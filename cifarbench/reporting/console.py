@@ -53,7 +53,7 @@ class _Screen(Observer):
             f"{counts['test']:,} test (sealed)[/]"
         )
         self.console.print(f"[dim]{where}; {facts.epochs} epochs of {facts.steps_per_epoch} steps{limit}[/]")
-        self.console.print(f"[dim]{facts.directory}[/]")
+        self.console.print(Text(facts.directory, "dim"))
 
     def note(self, text: str) -> None:
         """Print the line."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 _INK, _SOFT, _LINE = "#1f2933", "#7b8794", "#2563a8"
 _FLAT = 0.03  # share of the loss; less of a fall is hardly more than noise
@@ -64,9 +65,9 @@ def print_suggestions(title: str, note: str, report: dict[str, Any], paths: list
         is_chosen = report["overrides"][name] == report["override"]
         table.add_row(name.replace("_tenth", "/10"), f"{rate:g}", _WORDS[name], style="bold" if is_chosen else "")
     console.print(table)
-    console.print(f"\nuse: [bold green]{report['override']}[/]")
+    console.print(Text.assemble("\nuse: ", (report["override"], "bold green")))
     if report["fall"] < _FLAT:
         share = f"{report['fall']:.1%}"
         console.print(f"[yellow]! the loss fell by {share} only, so these rates mean little; take more `steps`.[/]")
     for path in paths:
-        console.print(path, soft_wrap=True)
+        console.print(Text(path), soft_wrap=True)

@@ -74,7 +74,12 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
         mark = " best" if job is best else ""
         status = Text(job.status + mark, _STYLES[job.status])
         table.add_row(
-            str(job.number), job.label, status, epochs, *results, "–" if job.seconds is None else duration(job.seconds)
+            str(job.number),
+            Text(job.label),
+            status,
+            epochs,
+            *results,
+            "–" if job.seconds is None else duration(job.seconds),
         )
     return table
 
@@ -92,7 +97,7 @@ def print_table(directory: Path, jobs: Sequence[Job]) -> None:
 def print_plan(directory: Path, jobs: Sequence[Job]) -> None:
     """What the sweep would run, and what of it is done already."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{len(jobs)} jobs in {shown_path(directory)}; nothing was run:")
+    console.print(Text(f"{len(jobs)} jobs in {shown_path(directory)}; nothing was run:"))
     for job in jobs:
         console.print(Text(f"  {job.number:>3}  {job.status:<12} {job.label}"))
 
