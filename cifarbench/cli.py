@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: what it cannot write is no failure
+    _let_idle_threads_sleep()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
@@ -61,6 +62,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _report(error)
+
+
+def _let_idle_threads_sleep() -> None:
+    """Let OpenMP's threads sleep while they wait, before torch loads its library; the user's own settings win.
+
+    By default they spin for a while, on cores that another program, or the very thread that they wait for, could use.
+    """
+    if sys.platform == "linux" and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def _dispatch(arguments: list[str]) -> int:

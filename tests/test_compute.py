@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
+import sys
 
 import pytest
-from processes import python
+from processes import python, shell
 
 # Pages that the kernel hands out while ten tensors of 64 MiB come and go, after ten that came first.
 PAGES = """
@@ -31,3 +32,13 @@ def test_freed_memory_is_kept_for_the_next_tensor_unless_the_user_has_set_up_the
     kept = int(python("-c", PAGES, cwd=tmp_path).out)
     given_back = int(python("-c", PAGES, cwd=tmp_path, GLIBC_TUNABLES="").out)
     assert 20 * kept < given_back
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU's OpenMP is what torch brings on Linux alone")
+@pytest.mark.parametrize(("given", "spins"), [({}, "0"), ({"GOMP_SPINCOUNT": "5"}, "5")])
+def test_idle_threads_sleep_unless_the_user_has_set_them_up(tmp_path, monkeypatch, given, spins):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    done = shell("summary", "model=lenet", cwd=tmp_path, OMP_DISPLAY_ENV="VERBOSE", **given)
+    assert done.code == 0, done.err
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.err
