@@ -29,6 +29,8 @@ demo: $(READY) ## Train on drawn images, no download: under two minutes on two c
 train: $(READY) ## Train the default model on the real CIFAR-10 (fetched where missing)
 	$(RUN) train $(ARGS)
 
+# The tests start dozens of processes: bytecode is kept for them, whatever the environment says.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY) ## Run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder -m "not timed" $(ARGS) || [ $$? -eq 5 ]
 	$(BIN)/pytest -m timed $(ARGS) || [ $$? -eq 5 ]

@@ -39,6 +39,12 @@ TINY = [
 ]
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the tests that are timed, alone on the machine, only the files: the others take seconds to import."""
+    is_file = collection_path.suffix == ".py" and config.option.markexpr == "timed"
+    return True if is_file and "mark.timed" not in collection_path.read_text(encoding="utf-8") else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of few tests first, which hold the long ones: then no process is left with a long file at the end."""
     counts = Counter(item.path for item in items)

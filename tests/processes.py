@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pkgutil
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,14 +52,26 @@ def python(*arguments: str | Path, cwd: Path, timeout: float = 400, **environmen
     return Result(done.returncode, done.stdout, done.stderr)
 
 
-def forked(*arguments: str, cwd: Path, log: Path, prepare: Callable[[], None] | None = None) -> BaseProcess:
+def script(path: Path, *arguments: str | Path, cwd: Path, timeout: float = 400) -> Result:
+    """Run a script of `scripts/` in a forked process; what it said, to stdout and stderr, is in `out`."""
+    log = cwd / f"{path.stem}.log"
+    process = forked(*map(str, arguments), cwd=cwd, log=log, main=path)
+    process.join(timeout)
+    assert process.exitcode is not None, log.read_text()
+    return Result(process.exitcode, log.read_text(), "")
+
+
+def forked(
+    *arguments: str, cwd: Path, log: Path, prepare: Callable[[], None] | None = None, main: Path | None = None
+) -> BaseProcess:
     """Start a command line in a forked process, its output appended to `log`; `prepare` is called in it before.
 
-    `join` waits for it, `exitcode` is negative for a signal; where the test ends before, it is ended too.
+    `join` waits for it, `exitcode` is negative for a signal; where the test ends before, it is ended too. With `main`
+    it is that of this script.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(_everything())
-    process = server.Process(target=_enter, args=(arguments, cwd, log, prepare, dict(os.environ)), daemon=True)
+    process = server.Process(target=_enter, args=(arguments, cwd, log, prepare, main, dict(os.environ)), daemon=True)
     process.start()
     return process
 
@@ -70,10 +83,13 @@ def _everything() -> list[str]:
 
 
 def _enter(
-    arguments: tuple[str, ...], cwd: Path, log: Path, prepare: Callable[[], None] | None, environment: dict[str, str]
+    arguments: tuple[str, ...],
+    cwd: Path,
+    log: Path,
+    prepare: Callable[[], None] | None,
+    main: Path | None,
+    environment: dict[str, str],
 ) -> None:
-    from cifarbench.cli import main
-
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
@@ -82,4 +98,11 @@ def _enter(
     os.dup2(handle, 2)
     if prepare is not None:
         prepare()
-    sys.exit(main(list(arguments)))
+    if main is not None:
+        sys.argv = [str(main), *arguments]
+        sys.path.insert(0, str(main.parent))
+        runpy.run_path(str(main), run_name="__main__")
+        return
+    from cifarbench import cli
+
+    sys.exit(cli.main(list(arguments)))

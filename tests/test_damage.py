@@ -9,7 +9,7 @@ from pathlib import Path
 
 import damage
 from conftest import SCRIPTS
-from processes import python
+from processes import script
 from test_checkpoint import state
 
 from cifarbench.training import checkpoint
@@ -19,7 +19,7 @@ OPTIONS = argparse.Namespace(flips=60, truncations=12, others=15, commands=0, se
 
 def test_a_short_run_of_the_script_misses_nothing(tmp_path):
     words = ["--flips", "90", "--truncations", "30", "--others", "30", "--commands", "3", "--seed", "4"]
-    done = python(SCRIPTS / "damage.py", *words, cwd=tmp_path)
+    done = script(SCRIPTS / "damage.py", *words, cwd=tmp_path)
     assert done.code == 0, done.out + done.err
     assert done.out.startswith("seed 4\n")
     assert done.out.endswith("153 damaged files, 153 noticed, 0 missed\n")

@@ -11,7 +11,7 @@ import pytest
 from conftest import SCRIPTS
 from fuzzing.case import Case, from_json
 from fuzzing.files import Spoiler
-from processes import python
+from processes import python, script
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def records(tmp_path_factory) -> Path:
 
 def test_a_few_spoilt_commands_keep_every_promise(records, tmp_path):
     words = ["--cases", "18", "--seed", "11", "--limit", "60", "--corpus", records, "--failures", tmp_path / "failures"]
-    done = python(SCRIPTS / "fuzz.py", *words, cwd=tmp_path)
+    done = script(SCRIPTS / "fuzz.py", *words, cwd=tmp_path)
     assert done.code == 0, done.out + done.err
     assert re.search(r"^18 cases of seed 11 from 0 on in \d+ s: 0 failed;", done.out, re.MULTILINE)
     assert not (tmp_path / "failures").exists()
@@ -94,7 +94,7 @@ def test_a_kept_case_is_the_same_case_again(records, tmp_path):
     )
     assert from_json(case.to_json(broken=("hang",))) == case
     (tmp_path / "case.json").write_text(case.to_json())
-    done = python(SCRIPTS / "fuzz.py", "--corpus", records, "--replay", tmp_path / "case.json", cwd=tmp_path)
+    done = script(SCRIPTS / "fuzz.py", "--corpus", records, "--replay", tmp_path / "case.json", cwd=tmp_path)
     assert done.code == 0, done.out + done.err
     assert "exit code 2" in done.out
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import kill
 import pytest
 from conftest import SCRIPTS
-from processes import python
+from processes import script
 
 
 def test_a_few_kills_leave_no_trace(tmp_path):
     chosen = ("sgd-plain-fp32", "adamw-ema-fp32", "muon-ema-bf16")
     words = ["--kills", "3", "--seed", "1", *(f"--only={name}" for name in chosen), "--folder", "runs"]
-    done = python(SCRIPTS / "kill.py", *words, cwd=tmp_path, OMP_NUM_THREADS="1")
+    done = script(SCRIPTS / "kill.py", *words, cwd=tmp_path)
     assert done.code == 0, done.out + done.err
     counts = json.loads(next(line for line in done.out.splitlines() if line.startswith("{")))
     assert counts["kills"] == 3

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, manifest_of, mark_interrupted, rows_of, tiny_config
-from processes import forked, shell
+from processes import forked
 
 from cifarbench.training.checkpoint import load, save, tensor_hash
 from cifarbench.training.setting import Progress
@@ -81,7 +81,7 @@ def test_a_run_killed_at_random_steps_ends_as_if_it_had_not_been(cli, tmp_path):
         time.sleep(draw.random() * 0.1)
         process.kill()
         process.join()
-    resumed = shell("train", *arguments, "hydra.run.dir=killed", cwd=tmp_path)
+    resumed = cli("train", *arguments, "hydra.run.dir=killed")
     assert resumed.code == 0, (steps, resumed.err)
     assert "resumed from" in resumed.out
     assert_same_end(tmp_path / "killed", tmp_path / "whole")
