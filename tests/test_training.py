@@ -369,6 +369,23 @@ def test_checkpoints_come_every_so_many_epochs_and_after_the_last(tmp_path, monk
     assert saved_epochs(tmp_path / "last", monkeypatch, blind, "trainer.checkpoint_epochs=0") == [5]
 
 
+def test_an_epoch_after_which_the_time_runs_out_is_saved(tmp_path, monkeypatch):
+    """The limit is looked at before a step, so it may end a run between two epochs."""
+
+    class TwoEpochs(Observer):
+        seen = 0
+
+        def epoch(self, row, is_best):
+            self.seen += 1
+
+    watch = TwoEpochs()
+    monkeypatch.setattr(Clock, "share", lambda clock: float(watch.seen == 2))
+    words = ("data.size=600", "trainer.epochs=5", "trainer.validate_every=0", "trainer.checkpoint_epochs=0")
+    outcome = fit(tiny_config(*words), tmp_path, observer=watch)
+    progress = load(tmp_path / "checkpoints" / "last.pt")["progress"]
+    assert (progress["epoch"], progress["ended"], outcome.tested) == (2, "max_time", "last")
+
+
 def test_the_best_epoch_is_saved_whenever_it_comes(tmp_path, monkeypatch):
     epochs = saved_epochs(tmp_path, monkeypatch, "trainer.checkpoint_epochs=0")
     rows = load(tmp_path / "checkpoints" / "last.pt")["progress"]["rows"]

@@ -99,6 +99,8 @@ class Training:
                     self.save()
             if progress.batch:
                 self._end_epoch()
+            elif progress.ended and progress.step:
+                self.save()  # the time ran out between two epochs, of which the first need not be saved
 
     def advance(self, positions: Tensor, share: float, tick: float) -> float:
         """Take the step at `share` of the run and report it; returns the time of its end, the next one's `tick`."""
@@ -191,10 +193,15 @@ class Training:
         progress.batch, progress.epoch_seconds = 0, 0.0
         self.totals.zero_()
         self.epoch_end = self.setting.clock.elapsed()
-        every, is_last = self.trainer.checkpoint_epochs, progress.epoch == self.trainer.epochs or bool(progress.ended)
-        if is_best or is_last or (every and progress.epoch % every == 0):
+        every = self.trainer.checkpoint_epochs
+        if is_best or self._is_last or (every and progress.epoch % every == 0):
             self.save(is_best)
         self.observer.epoch(row, is_best)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the epoch that just ended is the run's last one."""
+        return self.progress.epoch == self.trainer.epochs or bool(self.progress.ended)
 
     def _row(self) -> dict[str, Any]:
         """The line of metrics.jsonl for the epoch that just ended."""
@@ -224,8 +231,7 @@ class Training:
     def _validate(self) -> tuple[float | None, float | None]:
         """Mean loss and accuracy on the validation images, or (None, None) where this epoch has no validation."""
         val, every = self.setting.val, self.trainer.validate_every
-        last = self.progress.epoch == self.trainer.epochs or bool(self.progress.ended)
-        if val is None or not every or (self.progress.epoch % every and not last):
+        if val is None or not every or (self.progress.epoch % every and not self._is_last):
             return None, None
         count = min(len(val), self.trainer.limit_batches * EVAL_BATCH or len(val))
         logits = self.logits(val.images[:count])
