@@ -44,7 +44,7 @@ class ResourceError(CifarbenchError):
 class Interrupted(CifarbenchError):  # noqa: N818 - a stop that was asked for is no error
     """A signal asked the run to stop; its last step is saved and can be resumed.
 
-    `exit_code` is 128 plus the signal's number: 130 for SIGINT, 143 for SIGTERM, 138 for SIGUSR1.
+    `exit_code` is 128 plus the signal's number: 129 for SIGHUP, 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+import pty
 import random
 import signal
 import time
@@ -106,6 +108,43 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_its_directory_alone(cl
     assert f"after step {stopped_at}" in resumed.out
     assert cli("train", *arguments, "hydra.run.dir=whole").code == 0
     assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def on_terminal(name: str) -> None:
+    """Make the terminal `name` this process's own, and its output."""
+    os.setsid()
+    handle = os.open(name, os.O_RDWR)
+    for standard in range(3):
+        os.dup2(handle, standard)
+
+
+def test_a_closed_terminal_saves_the_step(cli, tmp_path):
+    ours, theirs = pty.openpty()
+    prepare = functools.partial(on_terminal, os.ttyname(theirs))
+    process = forked("train", *RICH, "hydra.run.dir=run", cwd=tmp_path, log=tmp_path / "log", prepare=prepare)
+    wait_for_step(process, tmp_path / "run", 1)
+    os.close(theirs)
+    os.close(ours)
+    process.join(30)
+    assert process.exitcode == 128 + signal.SIGHUP
+    assert manifest_of(tmp_path / "run")["status"] == "interrupted"
+    assert cli("train", "trainer.resume=run").code == 0
+
+
+def without_reader() -> None:
+    """Send the output into a pipe that nobody reads."""
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("command", [["train", *TINY, "hydra.run.dir=run"], ["bench", "--help"], ["--version"]])
+def test_a_reader_that_leaves_ends_nothing(tmp_path, command):
+    process = forked(*command, cwd=tmp_path, log=tmp_path / "log", prepare=without_reader)
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "log").read_text() == ""
+    assert command[0] != "train" or manifest_of(tmp_path / "run")["status"] == "completed"
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

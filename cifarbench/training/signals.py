@@ -24,15 +24,25 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
-    """Catch SIGTERM, SIGINT and SIGUSR1 while the block runs; elsewhere than in the main thread, catch nothing."""
+    """Catch SIGTERM, SIGINT, SIGUSR1 and SIGHUP while the block runs; in other threads than the main one, nothing.
+
+    SIGHUP, which a closed terminal sends, stays ignored where it is: `nohup` asks for that.
+    """
     request = request or StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
-    previous = {number: signal.signal(number, request.receive) for number in numbers}
+    previous = {number: signal.signal(number, request.receive) for number in _caught()}
     try:
         yield request
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _caught() -> list[int]:
+    """The signals that this system has, less a SIGHUP that is ignored."""
+    named = (getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGUSR1"))
+    hang_up = getattr(signal, "SIGHUP", None)
+    ignored = hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN
+    return [number for number in named if number is not None] + ([] if ignored else [hang_up])
