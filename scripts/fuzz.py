@@ -123,11 +123,15 @@ def _start_worker(options: argparse.Namespace, records: Path, home: Path, worker
 
 
 def _work(options: argparse.Namespace, records: Path, box: Path, worker: int) -> Iterator[dict]:
-    deadline = time.monotonic() + 60 * options.minutes
+    started = told = time.monotonic()
+    deadline = started + 60 * options.minutes
     spoiler = Spoiler(records)
     for number in range(options.first + worker, options.first + options.cases, options.workers):
         if time.monotonic() > deadline:
             return
+        if worker == 0 and time.monotonic() > told + 60:
+            told = time.monotonic()
+            print(f"{number - options.first} of {options.cases} cases, {(told - started) / 60:.0f} min", flush=True)
         case = draw_case(options.seed, number, spoiler)
         ended = run_case(case, records, box, options.limit)
         if ended.broken:

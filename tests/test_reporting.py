@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cifarbench.evaluation.metrics import wilson_interval
-from cifarbench.reporting.console import duration, epoch_table
+from cifarbench.reporting.console import epoch_table, stopwatch
 from cifarbench.reporting.figures import filter_grid
 
 
@@ -96,7 +96,7 @@ def test_the_epoch_table_fits_the_terminal(width):
 
 
 def test_durations_read_as_clock_times():
-    assert [duration(seconds) for seconds in (0, 59.6, 61, 3723)] == ["0:00", "1:00", "1:01", "1:02:03"]
+    assert [stopwatch(seconds) for seconds in (0, 59.6, 61, 3723)] == ["0:00", "1:00", "1:01", "1:02:03"]
 
 
 def test_the_panel_interval_is_wilsons():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cifarbench.config.keys import key
-from cifarbench.config.schema import DEVICES, PRECISIONS, TTA, TTAS
+from cifarbench.config.schema import DEVICES, PRECISIONS, THREADS, THREADS_OF_RUN, TTA, TTAS
 from cifarbench.errors import ConfigError
 
 WHICH = ("tested", "best", "last")
@@ -13,7 +13,6 @@ FORMATS = ("onnx", "torch_export", "safetensors")
 _ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
 _PLUGINS = "Python files with models of your own, as named when training."
 _WHICH = "Which checkpoint of the run; tested: the one that its test scored."
-_THREADS = "CPU threads; null: all cores."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class ReportConfig:
         lt=60_000,
     )
     root: str | None = key(_ROOT)
-    threads: int | None = key(_THREADS, ge=1, le=1024)
+    threads: int | None = key(THREADS, ge=1, le=1024)
     plugins: tuple[str, ...] = key(_PLUGINS)
 
     def __post_init__(self) -> None:
@@ -60,7 +59,7 @@ class PredictConfig:
     tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
     device: str = key("Where to compute.", choices=DEVICES)
     precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
-    threads: int | None = key("CPU threads; null: as the run used on a CPU, else all cores.", ge=1, le=1024)
+    threads: int | None = key(THREADS_OF_RUN, ge=1, le=1024)
     plugins: tuple[str, ...] = key(_PLUGINS)
 
     def __post_init__(self) -> None:
@@ -82,7 +81,7 @@ class ExportConfig:
         "The file; null: export/model.onnx, .pt2 or .safetensors in the run, or beside the checkpoint."
     )
     root: str | None = key(_ROOT)
-    threads: int | None = key(_THREADS, ge=1, le=1024)
+    threads: int | None = key(THREADS, ge=1, le=1024)
     plugins: tuple[str, ...] = key(_PLUGINS)
 
     def __post_init__(self) -> None:
@@ -100,7 +99,7 @@ class EnsembleConfig:
     )
     out: str = key("Folder for the result; each ensemble gets a folder of its own in it.")
     root: str | None = key(_ROOT)
-    threads: int | None = key(_THREADS, ge=1, le=1024)
+    threads: int | None = key(THREADS, ge=1, le=1024)
     plugins: tuple[str, ...] = key(_PLUGINS)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ SPLITS = ("last20", "official", "train_last20")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TTAS = ("none", "flip", "multicrop")
 TTA = "Views averaged in the test: the image; it and its mirror; both, also shifted by 1 px on both diagonals."
+THREADS = "CPU threads; null: all cores."
+THREADS_OF_RUN = "CPU threads; null: as the run used on a CPU, else all cores."
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -70,7 +72,7 @@ class TrainerConfig:
     sync_norm: bool = key("Whether batch norm sees the batches of all processes; false: each its own.")
     precision: str = key("Number format of the passes; weights stay fp32.", choices=PRECISIONS)
     device: str = key("Where to compute.", choices=DEVICES, neutral=True)
-    threads: int | None = key("CPU threads; null: all cores.", ge=1, le=1024, neutral=True)
+    threads: int | None = key(THREADS, ge=1, le=1024, neutral=True)
     channels_last: bool = key("Whether tensors lie in memory channel by channel last (NHWC).")
     compile: bool = key("Whether torch.compile builds the model.")
     untimed_steps: int = key(
@@ -158,7 +160,7 @@ class EvalConfig:
     tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
     device: str = key("Where to compute.", choices=DEVICES)
     precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
-    threads: int | None = key("CPU threads; null: as the run used on a CPU, else all cores.", ge=1, le=1024)
+    threads: int | None = key(THREADS_OF_RUN, ge=1, le=1024)
     root: str | None = key("Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache.")
     plugins: tuple[str, ...] = key("Python files with models of your own, as named when training.")
 

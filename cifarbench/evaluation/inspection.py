@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from cifarbench.evaluation.metrics import ECE_BINS, confidence_bins
 from cifarbench.evaluation.predictions import Predictions
-
-_BINS = 15  # as the calibration error counts
 
 
 def top_losses(predictions: Predictions, count: int) -> list[int]:
@@ -42,10 +39,9 @@ def reliability(predictions: Predictions) -> list[dict[str, Any]]:
         where it is empty.
     """
     confidence = predictions.probabilities.amax(1)
-    edges = torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)
-    bins = (torch.bucketize(confidence, edges) - 1).clamp(0, _BINS - 1)
+    edges, bins = confidence_bins(confidence)
     rows = []
-    for index in range(_BINS):
+    for index in range(ECE_BINS):
         inside = bins == index
         count = int(inside.sum())
         rows.append(

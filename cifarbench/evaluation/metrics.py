@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_ECE_BINS = 15
+ECE_BINS = 15
 
 
 def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -99,11 +99,18 @@ def most_confused(matrix: Tensor, classes: tuple[str, ...], count: int = 5) -> l
 def calibration_error(probabilities: Tensor, right: Tensor) -> float:
     """Expected calibration error (Guo et al., 2017): |confidence - accuracy|, averaged over 15 equal bins."""
     confidence = probabilities.max(1).values
-    edges = torch.linspace(0, 1, _ECE_BINS + 1, dtype=torch.float64)
-    # A bin takes its upper edge and not its lower one, as in the paper.
-    bins = (torch.bucketize(confidence, edges) - 1).clamp(0, _ECE_BINS - 1)
-    gap = torch.zeros(_ECE_BINS, dtype=torch.float64).index_add_(0, bins, confidence - right.double())
+    gap = torch.zeros(ECE_BINS, dtype=torch.float64)
+    gap.index_add_(0, confidence_bins(confidence)[1], confidence - right.double())
     return (gap.abs().sum() / len(right)).item()
+
+
+def confidence_bins(confidence: Tensor) -> tuple[Tensor, Tensor]:
+    """The 16 edges of the bins of the calibration error, (16,) float64, and the bin of each image, (n,) int64.
+
+    A bin takes its upper edge and not its lower one, as in Guo et al. (2017); the first takes 0 too.
+    """
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+    return edges, (torch.bucketize(confidence, edges) - 1).clamp(0, ECE_BINS - 1)
 
 
 def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""predictions.npz: what a run's model said about each test image, read without trusting the file."""
+"""predictions.npz: what a run's model said about each test image, written, and read without trusting the file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from cifarbench.errors import ConfigError, IntegrityError
 
 _LIMIT_BYTES = 64 << 20
 _OFFICIAL_START = 50_000  # the official test batch begins here in the published order
+_FILE = "predictions.npz"
 _NAMES = ("indices", "targets", "logits")
 
 
@@ -46,6 +47,12 @@ class Predictions:
         """Which answers are right, (n,) bool."""
         return self.predicted == self.targets
 
+    def write(self, folder: Path) -> None:
+        """Write them to predictions.npz in `folder`."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{name: getattr(self, name).numpy() for name in _NAMES})
+        (folder / _FILE).write_bytes(buffer.getvalue())
+
 
 def read_predictions(run: Path) -> Predictions:
     """The predictions that a run directory holds; nothing in the file is unpickled.
@@ -54,7 +61,7 @@ def read_predictions(run: Path) -> Predictions:
         ConfigError: there are none.
         IntegrityError: the file is damaged, or its arrays are not what a run writes.
     """
-    path = run / "predictions.npz"
+    path = run / _FILE
     if not path.is_file():
         raise ConfigError(f"{run} has no predictions.npz; its test part was never scored (`trainer.test=false`?).")
     arrays = _arrays(path)

@@ -44,7 +44,7 @@ class _Screen(Observer):
         where = f"{environment['device_name']}, {environment['precision']}"
         where += f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
         where += f", {environment['processes']} processes" if environment["processes"] > 1 else ""
-        limit = f", at most {duration(facts.max_time)}" if facts.max_time else ""
+        limit = f", at most {stopwatch(facts.max_time)}" if facts.max_time else ""
         self.console.print(
             f"[bold]{facts.title}[/]   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP an image"
         )
@@ -147,7 +147,7 @@ def epoch_table(rows: list[tuple[dict[str, Any], bool]], width: int) -> Table:
             _number(row["val_loss"], ".4f"),
             _number(row["val_accuracy"], ".2%"),
             *([f"{row['lr']:.5f}", f"{row['images_per_second']:,.0f}"] if wide else []),
-            duration(row["seconds"]),
+            stopwatch(row["seconds"]),
         ]
         table.add_row(*cells, "[green]best[/]" if index == best else "", style="bold" if index == best else "")
     return table
@@ -162,7 +162,7 @@ def _status(report: StepReport, facts: RunFacts) -> Table:
     text = Text.assemble(
         (f"loss {report.loss.item():.3f}", "bold"),
         f"  lr {report.lr:.4f}  {report.images_per_second:,.0f} img/s  ",
-        (f"{duration(left)} left", "cyan"),
+        (f"{stopwatch(left)} left", "cyan"),
     )
     line.add_row(f" epoch {report.epoch}/{facts.epochs}", bar, text)
     return line
@@ -203,7 +203,7 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def duration(seconds: float | None) -> str:
+def stopwatch(seconds: float | None) -> str:
     """1:05, or 2:03:09 from an hour on."""
     whole = round(seconds or 0)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60

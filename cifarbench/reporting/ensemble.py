@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,12 +17,7 @@ from cifarbench.training.ensemble import Ensemble
 def write(folder: Path, ensemble: Ensemble) -> None:
     """Write ensemble.json, predictions.npz and, where weights were averaged, the checkpoint averaged.pt."""
     folder.mkdir(parents=True)
-    answers = ensemble.predictions
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, indices=answers.indices.numpy(), targets=answers.targets.numpy(), logits=answers.logits.numpy()
-    )
-    (folder / "predictions.npz").write_bytes(buffer.getvalue())
+    ensemble.predictions.write(folder)
     if ensemble.state is not None:
         checkpoint.save(ensemble.state, folder / "averaged.pt")
     runs.write_json(folder / "ensemble.json", ensemble.report)

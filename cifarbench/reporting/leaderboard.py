@@ -17,7 +17,7 @@ from rich.text import Text
 from cifarbench.evaluation.comparison import Comparison
 from cifarbench.leaderboard.judge import Check
 from cifarbench.leaderboard.ranking import Board, Group, Verdict
-from cifarbench.reporting.console import duration
+from cifarbench.reporting.console import stopwatch
 from cifarbench.runs import shown_path, write_json, write_text
 
 _HEADINGS = {"test": "test accuracy", "val": "validation accuracy"}
@@ -93,7 +93,7 @@ def _cells(group: Group, label: str) -> list[str]:
         "–" if group.official is None else f"{group.official:.2%}",
         f"{first.parameters:,}",
         f"{first.flops / 1e6:,.0f}",
-        "–" if group.seconds is None else duration(group.seconds),
+        "–" if group.seconds is None else stopwatch(group.seconds),
     ]
 
 

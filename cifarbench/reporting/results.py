@@ -7,9 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cifarbench.data.dataset import ImageSet
+from cifarbench.evaluation.predictions import Predictions
 from cifarbench.reporting.figures import confusion_figure, save
 from cifarbench.runs import RunDirectory, write_json, write_text
 from cifarbench.training.session import Outcome
@@ -22,10 +21,8 @@ def write_results(run: RunDirectory, data: ImageSet, outcome: Outcome) -> None:
     assert outcome.logits is not None
     passport = {"dataset": data.name, "split": parts.name, "fingerprint": parts.fingerprint}
     write_json(run.path / "test.json", {**report, "checkpoint": outcome.tested, **passport})
-    indices, logits = parts.test.indices.numpy(), outcome.logits.numpy()
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, indices=indices, targets=data.targets[parts.test.indices].numpy(), logits=logits)
-    (run.path / "predictions.npz").write_bytes(buffer.getvalue())
+    indices = parts.test.indices
+    Predictions(indices, data.targets[indices], outcome.logits).write(run.path)
     write_confusion(run.path, report, data.classes, caption(data.name, parts.name, parts.fingerprint))
     headline = {name: report[name] for name in ("accuracy", "accuracy_official", "accuracy_without_duplicates", "loss")}
     run.update(test={**run.manifest["test"], **headline})

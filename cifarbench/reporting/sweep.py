@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cifarbench.reporting.console import duration
+from cifarbench.reporting.console import stopwatch
 from cifarbench.runs import shown_path, write_json, write_text
 from cifarbench.sweeps import Job
 
@@ -55,7 +55,7 @@ def watch(directory: Path, jobs: Callable[[], list[Job]]) -> Iterator[None]:
 def _live(directory: Path, jobs: Sequence[Job], already: int, elapsed: float) -> Group:
     done = sum(job.status in ("done", "failed") for job in jobs)
     fresh = done - already
-    left = "" if fresh < 1 else f", about {duration(elapsed / fresh * (len(jobs) - done))} left"
+    left = "" if fresh < 1 else f", about {stopwatch(elapsed / fresh * (len(jobs) - done))} left"
     return Group(jobs_table(jobs), Text(f" {done} of {len(jobs)} jobs ended{left}   {shown_path(directory)}", "dim"))
 
 
@@ -79,7 +79,7 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
             status,
             epochs,
             *results,
-            "–" if job.seconds is None else duration(job.seconds),
+            "–" if job.seconds is None else stopwatch(job.seconds),
         )
     return table
 

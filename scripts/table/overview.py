@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cifarbench.reporting.console import duration
+from cifarbench.reporting.console import stopwatch
 from table.progress import ENDED, Entry, RowState, row_states, seconds_left
 
 _STYLES = {"done": "green", "failed": "red", "running": "cyan", "stopped": "yellow", "left": "yellow"}
@@ -45,7 +45,7 @@ class Overview:
     def began(self, entry: Entry, number: int) -> None:
         """Say that a run begins, where no table shows it."""
         if not self.is_live:
-            left = duration(seconds_left(self.entries))
+            left = stopwatch(seconds_left(self.entries))
             self.said(
                 f"[{number}/{len(self.entries)}] {entry.job.label} seed {entry.job.seed}, about {left} left in all"
             )
@@ -77,7 +77,7 @@ def rows_table(states: Sequence[RowState], width: int) -> Table:
     for heading in ("runs", "test accuracy", *(["time a run"] if width >= 70 else [])):
         table.add_column(heading, justify="right", no_wrap=True)
     for state in states:
-        time = [duration(state.seconds) if state.seconds is not None else "–"] if width >= 70 else []
+        time = [stopwatch(state.seconds) if state.seconds is not None else "–"] if width >= 70 else []
         style = _STYLES.get(state.status, "dim")
         table.add_row(state.name, Text(state.status, style), f"{state.done}/{state.planned}", _accuracy(state), *time)
     return table
@@ -101,10 +101,10 @@ def _status(entries: Sequence[Entry]) -> list[Text]:
     for entry in entries:
         if entry.status == "running":
             epoch = f"epoch {min(entry.epoch + 1, entry.epochs)}/{entry.epochs}, " if entry.epochs else ""
-            text = f" {entry.job.row.name} seed {entry.job.seed}: {epoch}{duration(entry.elapsed)}"
+            text = f" {entry.job.row.name} seed {entry.job.seed}: {epoch}{stopwatch(entry.elapsed)}"
             lines.append(Text(text, "cyan"))
     ended = sum(entry.status in ENDED for entry in entries)
     failed = sum(entry.status == "failed" for entry in entries)
     text = f" {ended} of {len(entries)} runs ended{f', {failed} failed' if failed else ''}"
-    lines.append(Text(f"{text}, about {duration(seconds_left(entries))} left; Ctrl-C stops"))
+    lines.append(Text(f"{text}, about {stopwatch(seconds_left(entries))} left; Ctrl-C stops"))
     return lines

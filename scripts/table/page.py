@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifarbench.reporting.console import duration
+from cifarbench.reporting.console import stopwatch
 from cifarbench.runs import write_text
 from table import figures
 from table.lines import Line, PeekLine, lines_of, peek_of
@@ -192,7 +192,7 @@ def _time(line: Line, clock: str) -> str:
     if found is None:
         return "–"
     timed = sum(record.seconds(clock) is not None for record in line.records)
-    text = f"{found:.1f} s" if found < 100 else duration(found)
+    text = f"{found:.1f} s" if found < 100 else stopwatch(found)
     return text if timed == line.test.n else f"{text} (n = {timed})"
 
 
