@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,47 @@ def test_every_option_opens_with_a_sentence(group, option):
     lines = (CONF / group / f"{option}.yaml").read_text().splitlines()
     sentence = next(line for line in lines if line.startswith("#") and "@package" not in line)
     assert sentence.endswith((".", "?"))
+
+
+EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+
+
+@pytest.mark.parametrize("word", ["augment=none", "optim=rmsprop", "scheduler=plateau", "model=lenet", "trainer=quick"])
+@pytest.mark.parametrize("experiment", ["speed96", "tutorial_cnn", "wrn28_10"])
+def test_an_option_typed_beside_an_experiment_counts_whole(experiment, word):
+    group = word.split("=")[0]
+    both = compose("train", [f"experiment={experiment}", word])
+    assert both[group] == compose("train", [word])[group]
+    alone = compose("train", [f"experiment={experiment}"])
+    assert {name: both[name] for name in both if name != group} == {n: alone[n] for n in alone if n != group}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_options_of_an_experiment_may_be_typed_again(experiment):
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    own = [f"{group}={option}" for group, option in re.findall(r"override /(\w+): (\w+)", text)]
+    assert own
+    words = [f"experiment={experiment}"]
+    assert compose("train", [*words, *own]) == compose("train", words)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_tried_on_one_batch(experiment):
+    config = load(TrainConfig, compose("train", [f"experiment={experiment}", "debug=overfit_batch"]))
+    assert (config.augment.name, config.scheduler.name, config.trainer.overfit_batch) == ("none", "constant", True)
+
+
+def test_an_experiment_may_build_on_another(cli, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    lines = ["# @package _global_", "defaults: [speed96, override /augment: cutout]", "optim: {lr: 0.2}"]
+    (folder / "longer.yaml").write_text("\n".join(lines))
+    shown = cli("train", "--config-dir", "mine", "experiment=longer", "--cfg", "job")
+    ours = yaml.safe_load(shown.out)
+    base = compose("train", ["experiment=speed96"])
+    assert ours["augment"] == compose("train", ["augment=cutout"])["augment"]
+    assert ours["optim"] == {**base["optim"], "lr": 0.2}
+    assert ours["model"] == base["model"]
 
 
 @pytest.mark.parametrize(("section", "name"), [(s, n) for s, table in CHOICES.items() for n in table])

@@ -73,7 +73,7 @@ def test_a_space_too_wide_is_refused(cli, space):
 
 
 def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
-    ended = cli("tune", *SMALL, "tune.trials=3", "tune.pruner=none")
+    ended = cli("tune", *SMALL, "experiment=activations", "tune.trials=3", "tune.pruner=none")
     assert ended.code == 0, ended.err
     assert states(tmp_path) == ["COMPLETE"] * 3
     folder = tmp_path / "outputs" / "tune" / "s"
@@ -85,7 +85,7 @@ def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
         assert manifest_of(folder / f"trial-{number}")["test"]["openings"] == 0
         assert not (folder / f"trial-{number}" / "test.json").exists()
     assert (folder / "study.png").stat().st_size > 5_000
-    # The best config is an experiment that composes, with the values of the best trial.
+    # The best config is an experiment that composes, built on what was typed, with the values of the best trial.
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "best.yaml").write_text((folder / "best.yaml").read_text())
     shown = cli("train", "--config-dir", "mine", "experiment=best", "--cfg", "job")
@@ -94,6 +94,8 @@ def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
     trial = study_of(tmp_path).best_trial
     assert composed["optim"]["lr"] == pytest.approx(trial.params["optim.lr"], rel=1e-5)
     assert composed["optim"]["name"] == "sgd"
+    assert composed["model"] == yaml.safe_load((folder / "trial-0" / "config.yaml").read_text())["model"]
+    assert composed["model"]["norm"] == "none"
 
 
 def test_a_second_call_adds_only_what_is_missing(cli, tmp_path):

@@ -58,6 +58,9 @@ def run_verb(verb: str, arguments: list[str]) -> int:
         from cifarbench.commands.help import show_help
 
         return show_help(verb, [argument for argument in arguments if argument not in ("--help", "-h")])
+    from cifarbench.commands import experiments
+
+    experiments.install()
     runs.register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
     only_shows = any(argument.startswith(_SHOWS) for argument in arguments)
@@ -75,6 +78,9 @@ def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    from cifarbench.commands import experiments
+
+    experiments.install()
     is_running = GlobalHydra.instance().is_initialized()
     place = contextlib.nullcontext() if is_running else initialize_config_dir(str(conf_dir()), version_base="1.3")
     with in_our_words(verb), place:

@@ -116,8 +116,10 @@ def _experiment(study: optuna.Study, typed: list[str]) -> str:
         "# @package _global_",
         f"# Best of {len(ended(study))} trials on validation images: {study.best_value:.4f}.",
     ]
-    if chosen:
-        lines += ["defaults:", *(f"  - override /{name}: {value}" for name, value in chosen)]
+    entries = [value for name, value in groups if name == "experiment"]  # what the study's configs build on
+    entries += [f"override /{name}: {value}" for name, value in chosen]
+    if entries:
+        lines += ["defaults:", *(f"  - {entry}" for entry in entries)]
     for section, values in sections.items():
         lines += ["", f"{section}:", *(f"  {name}: {value}" for name, value in values.items())]
     return "\n".join(lines) + "\n"
