@@ -208,6 +208,29 @@ def test_leaderboard_compares_recipes_over_all_their_seeds(cli, runs):
     assert "McNemar" in ended.out
 
 
+@pytest.mark.parametrize("is_older", [False, True])
+def test_other_views_in_the_test_are_another_recipe(runs, tmp_path, is_older):
+    folder = shutil.copytree(runs, tmp_path / "copy")
+    path = sorted(folder.glob("sweep/*/run.json"))[0]
+    manifest = json.loads(path.read_text())
+    assert manifest["test"]["tta"] == "none"
+    if is_older:  # before run.json said so
+        del manifest["test"]["tta"]
+        config = path.with_name("config.yaml")
+        config.write_text(config.read_text().replace("tta: none", "tta: flip"))
+    else:
+        manifest["test"]["tta"] = "flip"
+    path.write_text(json.dumps(manifest))
+    (before,), (after,) = boards(find([runs]), "test"), boards(find([folder]), "test")
+    assert sorted(row.n for row in before.groups) == [2, 2]
+    assert sorted(row.n for row in after.groups) == [1, 1, 2]
+
+
+def test_times_on_different_machines_have_no_mean():
+    assert group([record(0.8), record(0.9, seed=1)], "test").seconds == 60
+    assert group([record(0.8), record(0.9, seed=1, device="another CPU")], "test").seconds is None
+
+
 def test_an_opened_seal_and_a_damaged_record_are_named(cli, runs, tmp_path):
     folder = shutil.copytree(runs, tmp_path / "copy")
     first, second = sorted(folder.glob("sweep/*/run.json"))[:2]

@@ -95,7 +95,7 @@ def group(records: Sequence[Record], by: str) -> Group:
         std=statistics.stdev(values) if len(values) > 1 else None,
         interval=interval(values, kept[0].test_images if by == "test" else kept[0].val_images),
         official=statistics.fmean(official) if official else None,
-        seconds=statistics.fmean(seconds) if seconds else None,
+        seconds=statistics.fmean(seconds) if seconds and len({record.device for record in kept}) == 1 else None,
     )
 
 

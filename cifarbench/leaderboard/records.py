@@ -111,12 +111,14 @@ def _label(manifest: dict[str, Any]) -> str:
 
 
 def _identity(manifest: dict[str, Any], directory: Path) -> str:
-    """The recipe's hash; that of an older run, or of a baseline, is worked out from its config."""
-    stored = manifest.get("identity")
-    if stored:
-        return str(stored)
-    kind: type = BaselineConfig if manifest["model"]["name"] in BASELINES else TrainConfig
-    return identity(load(kind, runs.read_config(directory)))
+    """The hash of the weights' recipe, and the views that the test averaged; an older run's are in its config."""
+    stored, views = manifest.get("identity"), manifest["test"].get("tta")
+    if not stored or (views is None and manifest["test"].get("accuracy") is not None):
+        kind: type = BaselineConfig if manifest["model"]["name"] in BASELINES else TrainConfig
+        config = load(kind, runs.read_config(directory))
+        stored = stored or identity(config)
+        views = config.trainer.tta if isinstance(config, TrainConfig) else None
+    return f"{stored} {views}" if views not in (None, "none") else str(stored)
 
 
 def _images(manifest: dict[str, Any], part: str, accuracy: Any) -> int:

@@ -24,8 +24,8 @@ def write_results(run: RunDirectory, data: ImageSet, outcome: Outcome) -> None:
     indices = parts.test.indices
     Predictions(indices, data.targets[indices], outcome.logits).write(run.path)
     write_confusion(run.path, report, data.classes, caption(data.name, parts.name, parts.fingerprint))
-    headline = {name: report[name] for name in ("accuracy", "accuracy_official", "accuracy_without_duplicates", "loss")}
-    run.update(test={**run.manifest["test"], **headline})
+    headline = ("accuracy", "accuracy_official", "accuracy_without_duplicates", "loss", "tta")
+    run.update(test={**run.manifest["test"], **{name: report[name] for name in headline}})
 
 
 def write_confusion(folder: Path, report: dict[str, Any], classes: tuple[str, ...], note: str, stem: str = "") -> None:
