@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, TextIO
 
 from cifarbench import __version__
 from cifarbench.errors import ConfigError, explain
+from cifarbench.output import outlive_readers
 
 VERBS = {
     "train": "train a model, keep its checkpoints, and score the test part once",
@@ -50,7 +48,7 @@ Hydra's own flags come after the verb: -m, --cfg job, --info, --config-dir, --hy
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code; a failure is one plain sentence on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
+    outlive_readers()
     _let_idle_threads_sleep()
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -63,37 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _report(error)
-
-
-class _Lasting(io.FileIO):
-    """A pipe or terminal that may go away: what is written afterwards is dropped, so that no training ends with it."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__(descriptor, "w", closefd=False)
-        self._gone = (errno.EPIPE, errno.EIO) if self.isatty() else (errno.EPIPE,)
-
-    def write(self, data: Any) -> int:
-        """Write the bytes-like `data`, or say so where nobody is left to read it."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            if error.errno not in self._gone:
-                raise
-            return len(data)
-
-
-def _lasting(stream: TextIO) -> TextIO:
-    """The same output, which outlives its reader and writes what its encoding lacks as an escape; ours alone."""
-    if not isinstance(stream, io.TextIOWrapper):
-        return stream
-    if os.name != "posix" or stream not in (sys.__stdout__, sys.__stderr__):
-        stream.reconfigure(errors="backslashreplace")
-        return stream
-    stream.flush()
-    raw: Any = _Lasting(stream.fileno())
-    buffer = raw if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(raw)  # raw: PYTHONUNBUFFERED
-    line, through = stream.line_buffering, stream.write_through
-    return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=line, write_through=through)
 
 
 def _let_idle_threads_sleep() -> None:

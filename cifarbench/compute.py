@@ -15,6 +15,7 @@ import torch
 from cifarbench import __version__
 from cifarbench.errors import ResourceError
 
+_ALL_THREADS = torch.get_num_threads()  # what torch takes by itself: the cores, or what OMP_NUM_THREADS says
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -38,12 +39,17 @@ def choose_compute(device: str, precision: str, threads: int | None, local_rank:
     Raises:
         ResourceError: the device asked for is not there; nothing else is taken in its place.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     chosen = _device(device, local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
     return Compute(chosen, _precision(precision, chosen))
+
+
+def use_threads(count: int | None) -> int:
+    """Compute with `count` CPU threads from now on, None for all, whatever was asked for before; returns how many."""
+    torch.set_num_threads(count or _ALL_THREADS)
+    return torch.get_num_threads()
 
 
 def keep_freed_memory() -> bool:

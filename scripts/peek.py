@@ -21,6 +21,7 @@ from cifarbench.commands.hydra_app import compose
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import ConfigError, Interrupted, explain
+from cifarbench.output import outlive_readers
 from cifarbench.training import checkpoint
 from cifarbench.training.observer import Observer, RunFacts
 
@@ -52,6 +53,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="as after `cifarbench train`")
     given = parser.parse_args()
     started = time.monotonic()
+    outlive_readers()
     try:
         runs.register_resolvers()
         config = _checked(load(TrainConfig, compose("train", [*given.overrides, SEALED])))
@@ -72,6 +74,9 @@ def _checked(config: TrainConfig) -> TrainConfig:
     if not config.split.val_fraction or config.trainer.validate_every != 1:
         raise ConfigError("peek compares validation and test after each epoch; set `split.val_fraction` above 0 "
                           "and `trainer.validate_every=1`.")  # fmt: skip
+    if config.trainer.checkpoint_epochs != 1:
+        raise ConfigError(f"peek scores the weights of each epoch, and `trainer.checkpoint_epochs` is "
+                          f"{config.trainer.checkpoint_epochs}; leave it at 1.")  # fmt: skip
     if config.trainer.tta != "none":
         raise ConfigError(f"`trainer.tta` is {config.trainer.tta!r}; peek scores plain images: trainer.tta=none.")
     return config

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from table.standing import Asked
 from table.work import conclude, entries_of, reuse, run
 
 from cifarbench.errors import CifarbenchError, ConfigError, explain
+from cifarbench.output import outlive_readers
 from cifarbench.training.signals import StopRequest, stop_requests
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Run what the command line asks for and return the exit code."""
     given = arguments()
+    outlive_readers()
     try:
         return _reproduce(given)
     except KeyboardInterrupt:
@@ -81,8 +82,6 @@ def _reproduce(given: argparse.Namespace) -> int:
 
     overview = Overview(f"reproduce, profile {given.profile} on {PROFILES[given.profile]}", entries)
     with stop_requests() as request, overview:
-        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-            signal.signal(signal.SIGHUP, request.receive)
         reuse(entries, asked, records, overview.said)
         _work(entries, given, request, overview, records)
     overview.final()

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import random
+import signal
+from unittest import mock
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, manifest_of, wait_until
+from processes import forked
 
+from cifarbench.benchmark.contenders import Contender
 from cifarbench.benchmark.machine import matmul_rate
 from cifarbench.benchmark.throughput import _paired
 from cifarbench.benchmark.time_to_accuracy import summarise
@@ -74,14 +80,62 @@ def test_statistics_by_hand():
     found = summarise([manifest(0.940, 10), manifest(0.944, 12), manifest(0.942, 14)], 0.94)
     assert found["mean"] == pytest.approx(0.942)
     assert found["std"] == pytest.approx(0.002)
-    assert found["bar"] == pytest.approx(0.94 + 1.645 * 0.002 / math.sqrt(3))
-    assert found["passes"]
+    # Student's t, one-sided 95 % at two degrees of freedom, from a table.
+    assert found["bar"] == pytest.approx(0.94 + 2.919986 * 0.002 / math.sqrt(3))
+    assert not found["passes"]
+    assert summarise([manifest(0.943, 10), manifest(0.947, 12), manifest(0.945, 14)], 0.94)["passes"]
     assert (found["train"], found["train_test"], found["cold"]) == (12, 13, 15)
 
 
 def test_one_run_proves_nothing_and_noise_is_no_pass():
     assert not summarise([manifest(0.99, 1)], 0.94)["passes"]
     assert not summarise([manifest(0.93, 1), manifest(0.96, 1)], 0.94)["passes"]
+
+
+def test_a_mean_at_the_target_passes_in_one_of_twenty():
+    draw = random.Random(0)
+    runs = 1500
+    for count in (2, 5):
+        passed = sum(
+            summarise([manifest(draw.gauss(0.94, 0.002), 1) for _ in range(count)], 0.94)["passes"] for _ in range(runs)
+        )
+        assert abs(passed / runs - 0.05) < 3.5 * math.sqrt(0.05 * 0.95 / runs), count
+
+
+def test_each_config_is_timed_with_its_own_threads(cli, tmp_path):
+    words = ["bench.rounds=1", "bench.steps=1", "trainer.threads=2", 'bench.against=["trainer.threads=1"]']
+    seen = []
+    timed = Contender.loop
+
+    def watched(contender, steps):
+        seconds = timed(contender, steps)
+        seen.append((contender.config.trainer.threads, torch.get_num_threads()))
+        return seconds
+
+    with mock.patch.object(Contender, "loop", watched):
+        assert cli("bench", *TINY, *words, "hydra.run.dir=b").code == 0
+    assert seen == [(2, 2), (1, 1)] * 2
+    result = json.loads((tmp_path / "b" / "bench.json").read_text())
+    assert [row["threads"] for row in result["contenders"]] == [2, 1]
+    assert result["environment"]["threads"] == 2
+
+
+def test_a_signal_ends_a_race_with_its_run_saved(tmp_path):
+    words = ["bench.measure=accuracy", "bench.seeds=2", "trainer.epochs=200", "hydra.run.dir=b"]
+    race = forked("bench", *TINY, *words, cwd=tmp_path, log=tmp_path / "log")
+    run = tmp_path / "b" / "0-seed0"
+    wait_until((run / "checkpoints" / "last.pt").exists)
+    os.kill(race.pid, signal.SIGTERM)
+    race.join(60)
+    assert (race.exitcode, manifest_of(run)["status"]) == (143, "interrupted"), (tmp_path / "log").read_text()
+    assert "hydra.run.dir=b goes on with it" in (tmp_path / "log").read_text()
+    with pytest.raises(ProcessLookupError):
+        os.kill(manifest_of(run)["process"]["pid"], 0)
+
+
+def test_an_accuracy_that_is_never_measured_is_refused(cli):
+    ended = cli("bench", *TINY, "bench.measure=accuracy", "trainer.test=false")
+    assert (ended.code, "`trainer.test` is false" in ended.err) == (2, True)
 
 
 def test_ratios_are_taken_round_by_round():

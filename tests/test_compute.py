@@ -6,7 +6,10 @@ import platform
 import sys
 
 import pytest
+import torch
 from processes import python, shell
+
+from cifarbench.compute import use_threads
 
 # Pages that the kernel hands out while ten tensors of 64 MiB come and go, after ten that came first.
 PAGES = """
@@ -42,3 +45,12 @@ def test_idle_threads_sleep_unless_the_user_has_set_them_up(tmp_path, monkeypatc
     done = shell("summary", "model=lenet", cwd=tmp_path, OMP_DISPLAY_ENV="VERBOSE", **given)
     assert done.code == 0, done.err
     assert f"GOMP_SPINCOUNT = '{spins}'" in done.err
+
+
+def test_a_thread_count_lasts_until_the_next_one_is_chosen():
+    before = torch.get_num_threads()
+    try:
+        all_of_them = use_threads(None)
+        assert (use_threads(3), torch.get_num_threads(), use_threads(None)) == (3, 3, all_of_them)
+    finally:
+        torch.set_num_threads(before)

@@ -23,7 +23,7 @@ import results
 import torch
 import yaml
 from conftest import SCRIPTS, manifest_of, rows_of, wait_until
-from processes import Result
+from processes import Result, script
 from scipy import stats
 from table import fresh
 from table.progress import Entry, seconds_left
@@ -532,6 +532,12 @@ def test_peek_trains_as_train_does_and_counts_an_opening_an_epoch(finished):
     assert manifest_of(looked)["weights"] == manifest_of(small)["weights"]
     assert rows_of(looked) == rows_of(small)
     assert (manifest_of(looked)["test"]["openings"], manifest_of(small)["test"]["openings"]) == (3, 1)
+
+
+@pytest.mark.parametrize("word", ["trainer.checkpoint_epochs=0", "trainer.validate_every=2", "trainer.tta=flip"])
+def test_peek_refuses_what_would_leave_an_epoch_without_its_weights_or_score(tmp_path, word):
+    done = script(SCRIPTS / "peek.py", "data=synthetic", word, cwd=tmp_path)
+    assert (done.code, word.split("=")[0] in done.out) == (2, True), done.out
 
 
 def test_peek_scores_every_epochs_own_weights(finished):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifarbench.compute import Compute, synchronise
+from cifarbench.compute import Compute, make_deterministic, synchronise, use_threads
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.random import Draws
 from cifarbench.data.split import Parts
@@ -38,6 +38,7 @@ class Contender:
         trainer, train = config.trainer, self.training.setting.train
         self.batch = torch.arange(min(trainer.batch_size, len(train)), device=self.compute.device)
         self.micro = trainer.micro_batch or len(self.batch)
+        self.threads = self.settle()
 
     @property
     def compute(self) -> Compute:
@@ -46,10 +47,12 @@ class Contender:
 
     def loop(self, steps: int) -> float:
         """Seconds per image of a run's own steps: augmentation to optimizer, with its records."""
+        self.settle()
         return self._timed(lambda: self.training.advance(self.batch, _LATE, time.perf_counter()), steps)
 
     def phases(self, steps: int) -> dict[str, float]:
         """Seconds per image of augmentation, forward pass, backward pass and optimizer, each timed by itself."""
+        self.settle()
         spent = dict.fromkeys(("augment", "forward", "backward", "optimizer"), 0.0)
         for index in range(steps + 1):
             if index == 1:
@@ -59,6 +62,7 @@ class Contender:
 
     def bare(self, steps: int) -> float:
         """Seconds per image of forward, backward and optimizer step on one batch that stays the same."""
+        self.settle()
         training = self.training
         micros = [
             (self._augmented(positions), training.setting.train.targets[positions])
@@ -74,6 +78,12 @@ class Contender:
             training.optimizer.zero_grad(set_to_none=True)
 
         return self._timed(step, steps)
+
+    def settle(self) -> int:
+        """Make what holds for the whole process this config's own, after the others' turns; returns the threads."""
+        trainer = self.config.trainer
+        make_deterministic(trainer.deterministic, trainer.compile)
+        return use_threads(trainer.threads)
 
     def _phased_step(self, spent: dict[str, float]) -> None:
         training, targets = self.training, self.training.setting.train.targets

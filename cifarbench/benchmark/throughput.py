@@ -36,6 +36,7 @@ def measure(
         `contenders`, a list of rows, and `matmul`, the machine's best rate in operations per second; every figure is
         the median over the rounds, `range` the smallest and the largest.
     """
+    contenders[0].settle()
     peak = matmul_rate(contenders[0].compute)
     samples: list[list[dict[str, Any]]] = [[] for _ in contenders]
     tutorial_rates = []
@@ -45,6 +46,7 @@ def measure(
         if tutorial:
             tutorial_rates.append(1 / tutorial.loop(steps))
         note(f"round {index} of {rounds}" + (" (warm-up)" if not index else ""))
+    contenders[0].settle()
     peak = max(peak, matmul_rate(contenders[0].compute))
     rows = [_row(contender, taken[1:], peak) for contender, taken in zip(contenders, samples, strict=True)]
     for row, taken in zip(rows, samples, strict=True):
@@ -85,6 +87,7 @@ def _row(contender: Contender, samples: list[dict[str, Any]], peak: float) -> di
         "flops_per_second": achieved,
         "of_matmul": achieved / peak,
         "precision": contender.compute.precision,
+        "threads": contender.threads,
         "batch_size": len(contender.batch),
         "micro_batch": contender.micro,
     }

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from cifarbench.compute import choose_compute, synchronise
+from cifarbench.compute import choose_compute, make_deterministic, synchronise, use_threads
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.split import Parts, Portion, channel_statistics
 from cifarbench.optim.optimizers import build_optimizer
@@ -48,13 +48,16 @@ class TutorialLoop:
     """The same model as a tutorial trains it: DataLoader with two workers, PIL transforms, fp32, batch 128."""
 
     def __init__(self, config: TrainConfig, parts: Parts) -> None:
-        self.device = choose_compute(config.trainer.device, "fp32", config.trainer.threads).device
+        self.threads = config.trainer.threads
+        self.device = choose_compute(config.trainer.device, "fp32", self.threads).device
         self.model = build_model(config).to(self.device)
         self.optimizer = build_optimizer(self.model, config.optim, self.device)
         self.batches = self._batches(parts.train)
 
     def loop(self, steps: int) -> float:
         """Seconds per image over some steps, the loader's start left out."""
+        make_deterministic(False)  # as no tutorial asks for more
+        use_threads(self.threads)
         self._step()
         synchronise(self.device)
         started = time.perf_counter()

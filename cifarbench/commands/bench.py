@@ -23,6 +23,10 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     entries = [(_label(typed), typed)] + [(text, [*typed, *_split(text)]) for text in config.bench.against]
     configs = [_trained(entry) for _, entry in entries]
     if config.bench.measure == "accuracy":
+        if not all(each.trainer.test for each in configs):
+            raise ConfigError(
+                "`trainer.test` is false; bench.measure=accuracy compares test accuracies, so leave it true."
+            )
         return _accuracy(config, entries, directory)
     return _throughput(config, [label for label, _ in entries], configs, directory)
 
@@ -62,6 +66,7 @@ def _throughput(config: BenchVerbConfig, labels: list[str], configs: list[TrainC
         result = measure(contenders, tutorial, config.bench.rounds, config.bench.steps, console.print)
         for observer in observers:
             observer.close()
+    contenders[0].settle()
     result["environment"] = describe(contenders[0].compute, 1)
     console.print(throughput_report(result))
     return _write(result, directory, console)

@@ -22,7 +22,7 @@ def install() -> None:
     theirs.ConfigLoaderImpl = Loader  # type: ignore[misc]
 
 
-class Loader(ConfigLoaderImpl):  # type: ignore[misc]
+class Loader(ConfigLoaderImpl):
     """Hydra's loader, but for the sections of experiments."""
 
     _defaults: tuple[ResultDefault, ...] = ()
@@ -36,10 +36,10 @@ class Loader(ConfigLoaderImpl):  # type: ignore[misc]
         path = default.config_path or ""
         if path.startswith(_GROUP):
             own = {**self._asked_at_the_root(repo), **self._asked_by(path, repo)}
+            overruled = [group for group, option in self._chosen().items() if own.get(group, option) != option]
             with open_dict(loaded.config):
-                for group, option in self._chosen().items():
-                    if own.get(group, option) != option:
-                        loaded.config.pop(group, None)
+                for group in overruled:
+                    loaded.config.pop(group, None)  # type: ignore[attr-defined]
         return loaded
 
     def _chosen(self) -> dict[str, str]:
@@ -50,7 +50,7 @@ class Loader(ConfigLoaderImpl):  # type: ignore[misc]
     def _asked_at_the_root(self, repo: Any) -> dict[str, Any]:
         """The options that the configs of the verb, `train` and the like, ask for."""
         roots = dict.fromkeys(d.config_path for d in self._defaults if d.config_path and "/" not in d.config_path)
-        return {d.group: d.value for path in roots for d in _groups(path, repo) if not d.override}
+        return {group: d.value for path in roots for group, d in _groups(path, repo) if not d.override}
 
     def _asked_by(self, path: str, repo: Any) -> dict[str, Any]:
         """The options that an experiment asks for, itself or by the experiments that it builds on."""
@@ -58,9 +58,10 @@ class Loader(ConfigLoaderImpl):  # type: ignore[misc]
         for below in self._defaults:
             if below.parent == path and (below.config_path or "").startswith(_GROUP) and below.config_path != path:
                 asked |= self._asked_by(str(below.config_path), repo)
-        return asked | {d.group.lstrip("/"): d.value for d in _groups(path, repo) if d.override}
+        return asked | {group: d.value for group, d in _groups(path, repo) if d.override}
 
 
-def _groups(path: str, repo: Any) -> list[GroupDefault]:
-    """The groups in the defaults list of a config."""
-    return [d for d in repo.load_config(path).defaults_list if isinstance(d, GroupDefault) and d.group]
+def _groups(path: str, repo: Any) -> list[tuple[str, GroupDefault]]:
+    """The groups in the defaults list of a config, by their names."""
+    found = (d for d in repo.load_config(path).defaults_list if isinstance(d, GroupDefault))
+    return [(str(d.group).lstrip("/"), d) for d in found]

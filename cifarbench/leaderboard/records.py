@@ -115,7 +115,7 @@ def _identity(manifest: dict[str, Any], directory: Path) -> str:
     stored, views = manifest.get("identity"), manifest["test"].get("tta")
     if not stored or (views is None and manifest["test"].get("accuracy") is not None):
         kind: type = BaselineConfig if manifest["model"]["name"] in BASELINES else TrainConfig
-        config = load(kind, runs.read_config(directory))
+        config: Any = load(kind, runs.read_config(directory))
         stored = stored or identity(config)
         views = config.trainer.tta if isinstance(config, TrainConfig) else None
     return f"{stored} {views}" if views not in (None, "none") else str(stored)

@@ -57,7 +57,7 @@ def accuracy_report(rows: Sequence[dict[str, Any]]) -> RenderableType:
         clocks = (f"{row[clock]:,.1f} s" for clock in ("train", "train_test", "cold"))
         table.add_row(name, str(row["n"]), f"{row['mean']:.2%}", spread, bar, verdict, *clocks)
     heading = f"test accuracy against {rows[0]['target']:.2%}; {_environment(rows[0]['environment'])}"
-    note = "bar: the mean needed to be above the target at the 5 % level, target + 1.645·σ/√n; times are means"
+    note = "bar: the mean needed to be above the target at the 5 % level, target + t·σ/√n; times are means"
     return Group(_dim(heading), _legend(names, [row["label"] for row in rows]), table, _dim(note))
 
 

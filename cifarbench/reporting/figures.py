@@ -38,8 +38,8 @@ def confusion_figure(report: dict[str, Any], classes: tuple[str, ...], note: str
             colour = "white" if shares[row, column] > 0.35 else _INK
             weight = "bold" if row == column else "normal"
             # These numbers need no room of their own; looking for it takes half of the drawing's time.
-            style = {"ha": "center", "va": "center", "color": colour, "weight": weight, "size": 9, "in_layout": False}
-            axes.text(column, row, f"{counts[row, column]:,}", **style)
+            text = axes.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", size=9)
+            text.set(color=colour, weight=weight, in_layout=False)
     axes.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(classes)), classes)
     axes.set_xlabel("predicted class", color=_INK)

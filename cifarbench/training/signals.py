@@ -1,12 +1,17 @@
-"""Signals: the first asks the run to stop after its step, a second SIGINT stops it at once."""
+"""Signals: the first asks the run to stop after its step, a second SIGINT stops it at once; children are told too."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
+import subprocess
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10  # for a process that is asked to end at once
 
 
 class StopRequest:
@@ -38,6 +43,36 @@ def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def wait_for(process: subprocess.Popen, request: StopRequest, meanwhile: Callable[[], None] = lambda: None) -> int:
+    """Wait until a child ends, and hand on the signal that asks this process to stop; returns its exit code.
+
+    The child is in a session of its own, so that no signal of the terminal reaches it as well. `meanwhile` is called
+    again and again. Where that fails, and on a second SIGINT, the child ends at once.
+    """
+    is_told = False
+    try:
+        while process.poll() is None:
+            if request.number and not is_told:
+                process.send_signal(request.number)
+                is_told = True
+            meanwhile()
+            time.sleep(_POLL_SECONDS)
+    except BaseException:
+        _end(process)
+        raise
+    return process.returncode
+
+
+def _end(process: subprocess.Popen) -> None:
+    """A SIGINT, which is the second one where a signal was handed on, and a kill where that does not help."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _caught() -> list[int]:

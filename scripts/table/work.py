@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 from cifarbench import runs
 from cifarbench.config.durations import seconds
 from cifarbench.errors import IntegrityError
-from cifarbench.training.signals import StopRequest
+from cifarbench.training.signals import StopRequest, wait_for
 from table.progress import Entry, look
 from table.records import ROOT, write_note, write_record
 from table.rows import Job
@@ -23,9 +22,7 @@ from table.standing import Asked, is_finished, set_aside, standing
 if TYPE_CHECKING:
     from table.overview import Overview
 
-_POLL_SECONDS = 0.1
 _LOOK_SECONDS = 1.0
-_GRACE_SECONDS = 10.0
 
 
 def entries_of(jobs: Sequence[Job], asked: Asked) -> list[Entry]:
@@ -68,43 +65,30 @@ def run(entry: Entry, shared: bool, request: StopRequest, overview: Overview) ->
     with log.open("a", encoding="utf-8") as file:
         # A group of its own: Ctrl-C reaches it once, from here, and not from the terminal as well.
         process = subprocess.Popen(_command(job), stdout=file, stderr=file, start_new_session=os.name == "posix")
-        try:
-            _wait(process, entry, request, overview, started)
-        except BaseException:
-            _end(process)
-            raise
+        code = wait_for(process, request, _watching(entry, overview, started))
     entry.elapsed = 0.0
-    return process.returncode
+    return code
+
+
+def _watching(entry: Entry, overview: Overview, started: float) -> Callable[[], None]:
+    """What is done while a job runs: its time and, once a second, its progress are shown."""
+    looked = 0.0
+
+    def watch() -> None:
+        nonlocal looked
+        entry.elapsed = time.monotonic() - started
+        if entry.elapsed - looked >= _LOOK_SECONDS:
+            looked = entry.elapsed
+            look(entry, entry.job.directory)
+            overview.refresh()
+
+    return watch
 
 
 def _command(job: Job) -> list[str]:
     if job.row.verb == "peek":
         return [sys.executable, str(ROOT / "scripts" / "peek.py"), "--dir", str(job.directory), *job.words]
     return [sys.executable, "-m", "cifarbench", job.row.verb, *job.words, f"hydra.run.dir={job.directory}"]
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End a process at once: a second SIGINT, and a kill where that does not help."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _wait(process: subprocess.Popen, entry: Entry, request: StopRequest, overview: Overview, started: float) -> None:
-    is_told, looked = False, 0.0
-    while process.poll() is None:
-        if request.number and not is_told:
-            process.send_signal(request.number)
-            is_told = True
-        entry.elapsed = time.monotonic() - started
-        if entry.elapsed - looked >= _LOOK_SECONDS:
-            looked = entry.elapsed
-            look(entry, entry.job.directory)
-            overview.refresh()
-        time.sleep(_POLL_SECONDS)
 
 
 def conclude(entry: Entry, code: int, stopped: bool, records: Path) -> str:
