@@ -109,7 +109,7 @@ def _check_same_world(state: dict[str, Any], world: World, path: Path) -> None:
 
 
 def _fork(training: Training, source: Path) -> str:
-    """Take the weights that another run would be tested with; epochs, schedule and optimizer start anew.
+    """Take the weights of a checkpoint, of a run the last ones, averaged where it averages; the rest starts anew.
 
     Raises:
         ConfigError: there is no checkpoint.
