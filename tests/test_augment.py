@@ -300,6 +300,18 @@ def test_cutmix_pastes_a_box_and_weighs_targets_by_its_area():
     assert area.max() > 0.5
 
 
+def test_pictures_show_what_is_mixed_into_an_image():
+    images, some = sample(200), draws(200)
+    own, other = images.double(), images.roll(1, 0).double()
+    weights = some.beta("mixup", 1.0).double().view(-1, 1, 1, 1)
+    blended = augment(mixup=1.0).view(images, some).double()
+    assert (blended - (weights * own + (1 - weights) * other)).abs().max() < 0.51
+    pasted = augment(cutmix=1.0).view(images, some)
+    is_other = (pasted != images).any(1)
+    assert torch.equal(torch.where(is_other[:, None], images.roll(1, 0), images), pasted)
+    assert is_other.double().mean() > 0.25  # half of an image on average, less what lies outside
+
+
 def test_mixup_and_cutmix_share_the_batch():
     images, targets, some = torch.randn(400, 3, 32, 32), torch.arange(400) % 10, draws(400)
     mixed, soft = augment(mixup=1.0, cutmix=1.0).mix(images, targets, some)

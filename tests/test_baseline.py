@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import manifest_of
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from test_metrics import OnMps
 
 from cifarbench.compute import Compute
 from cifarbench.data.synthetic import draw
@@ -53,6 +54,13 @@ def test_votes_by_hand():
     assert shares[0, 9].item() == pytest.approx(0.1 / 5, abs=1e-6)
     assert shares.sum(1).tolist() == pytest.approx([1, 1, 1], abs=0.003)
     assert vote(labels, 1).argmax(1).tolist() == [2, 7, 3]
+
+
+def test_votes_are_counted_alike_on_a_device_without_float64():
+    labels, targets = torch.tensor([[2, 5, 5, 1], [7, 3, 3, 7]]), torch.tensor([5, 3])
+    there = labels.as_subclass(OnMps)
+    assert torch.equal(vote(there, 4), vote(labels, 4))
+    assert accuracies(there, targets.as_subclass(OnMps), (1, 3)) == {1: 0.0, 3: 1.0}
 
 
 def test_nearness_never_outvotes_a_majority():
@@ -119,6 +127,14 @@ def test_a_k_of_ones_own_needs_no_validation(cli, tmp_path):
     again = cli("baseline", "knn", *QUICK, "k=3", "hydra.run.dir=run")
     assert again.code == 2
     assert "already holds a run" in again.err
+
+
+def test_a_flags_value_is_not_taken_for_the_baseline(cli, tmp_path):
+    (tmp_path / "knn").mkdir()
+    for arguments in (["--config-dir", "knn", "knn", "k=3", "--cfg", "job"], ["--config-dir", "knn", "--cfg", "job"]):
+        result = cli("baseline", *arguments)
+        assert result.code == 0, result.err
+        assert "name: knn" in result.out
 
 
 def test_a_sweep_gives_each_job_a_directory(cli, tmp_path):

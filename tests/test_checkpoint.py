@@ -593,6 +593,17 @@ def test_the_new_file_is_on_the_disk_before_it_takes_the_name_and_the_folder_aft
     assert steps == ["file", "rename", "folder"]
 
 
+def test_a_system_that_opens_no_folder_still_saves(path, monkeypatch):
+    def refuse(*arguments: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        windows.setattr(os, "open", refuse)
+        save(state(), path)
+    assert checkpoint.load(path)["progress"] == state()["progress"]
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere/last\.pt"):
         save(state(), tmp_path / "nowhere" / "last.pt")

@@ -103,6 +103,16 @@ def test_cfg_job_shows_the_composed_config(cli):
     assert "lr: 0.25" in result.out
 
 
+@pytest.mark.parametrize(
+    ("arguments", "action"),
+    [(["--cfg", "job", "show"], "show"), (["show", "rows=2", "--cfg", "job"], "show"), (["--cfg", "job"], "check")],
+)
+def test_what_data_does_is_told_from_a_flags_value(cli, arguments, action):
+    result = cli("data", *arguments)
+    assert result.code == 0, result.err
+    assert f"action: {action}" in result.out
+
+
 def test_info_and_hydra_help_answer(cli):
     assert "Defaults Tree" in cli("train", "--info", "defaults-tree").out
     assert "--multirun" in cli("train", "--hydra-help").out

@@ -128,6 +128,17 @@ def test_weights_of_other_architectures_are_refused_and_no_seal_is_opened(cli, t
     assert cli("ensemble", str(two_runs[0]), "other").code == 0
 
 
+def test_weights_tested_on_other_views_are_refused_and_no_seal_is_opened(cli, copies):
+    path = copies[1] / "checkpoints" / "best.pt"
+    state = checkpoint.load(path)
+    state["config"]["trainer"]["tta"] = "flip"
+    path.write_bytes(checkpoint.sealed_bytes(state))
+    result = cli("ensemble", *map(str, copies), "average=weights")
+    assert result.code == 2
+    assert all(word in result.err for word in ("`trainer.tta` is 'none'", "'flip'", "average=predictions"))
+    assert all(manifest_of(run)["test"]["openings"] == 1 for run in copies)
+
+
 def test_an_untested_run_is_refused(cli, copies):
     (copies[0] / "predictions.npz").unlink()
     result = cli("ensemble", *map(str, copies))

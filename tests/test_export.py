@@ -149,14 +149,23 @@ def test_a_file_that_answers_otherwise_is_not_kept(cli, two_runs, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nowhere"], ["a", "b"], ["{run}", "format=tflite"], ["{run}", "out=."], ["{run}", "out=pipe"]]
+    "arguments",
+    [[], ["nowhere"], ["a", "b"], ["{run}", "format=tflite"], ["{run}", "out=."], ["{run}", "out=pipe.onnx"]],
 )
 def test_what_cannot_be_exported_is_refused(cli, two_runs, tmp_path, arguments):
-    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.onnx")
     result = cli("export", *(argument.format(run=two_runs[0]) for argument in arguments))
     assert result.code == 2
     assert "Traceback" not in result.err
-    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "pipe.onnx").is_fifo()
+
+
+@pytest.mark.parametrize(("form", "name"), [("onnx", "model.safetensors"), ("safetensors", "model.onnx")])
+def test_a_name_of_another_format_is_refused(cli, two_runs, tmp_path, form, name):
+    result = cli("export", str(two_runs[0]), f"format={form}", f"out={name}")
+    assert result.code == 2
+    assert f"`out` is '{name}' and `format` {form}, whose files end in .{form}" in result.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_whitened_and_residual_networks_export_too():

@@ -43,6 +43,20 @@ def report(answers) -> dict:
     return score(*answers, CLASSES, None)
 
 
+class OnMps(Tensor):
+    """A tensor that says it lies on MPS, where there is no float64."""
+
+    device = torch.device("mps")
+
+    def double(self) -> Tensor:
+        """Fail as it does there."""
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64.")
+
+    def cpu(self) -> Tensor:
+        """The same values as an ordinary tensor."""
+        return self.as_subclass(Tensor)
+
+
 def probabilities_of(logits: Tensor) -> np.ndarray:
     """Softmax in float64 NumPy."""
     exponentials = np.exp(logits.numpy().astype(np.float64))
@@ -87,6 +101,11 @@ def test_the_loss_is_the_log_loss_of_scikit_learn(answers, report):
 
 def test_loss_and_accuracy_agree_with_the_report(answers, report):
     assert loss_and_accuracy(*answers) == (report["loss"], report["accuracy"])
+
+
+def test_a_device_without_float64_gives_the_same_loss_and_accuracy(answers):
+    logits, targets = (tensor.as_subclass(OnMps) for tensor in answers)
+    assert loss_and_accuracy(logits, targets) == loss_and_accuracy(*answers)
 
 
 def test_the_brier_score_sums_over_the_classes_as_in_scikit_learn(answers, report):

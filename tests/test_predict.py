@@ -7,6 +7,7 @@ import json
 import os
 import random
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -14,12 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_metrics import OnMps
 
 from cifarbench.commands.hydra_app import compose
-from cifarbench.commands.words import gather, gather_one, protect, quoted
+from cifarbench.commands.words import gather, gather_first, gather_one, protect, quoted
 from cifarbench.data.image_files import ImageError, find, read
 from cifarbench.data.synthetic import draw
 from cifarbench.errors import ConfigError
+from cifarbench.evaluation import predict as prediction
+from cifarbench.evaluation.predict import predict
 
 
 def stored(run: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -74,6 +78,50 @@ def test_csv_and_table_give_the_same_answers(cli, two_runs, pictures, tmp_path):
         name, answer, share, second, _ = line.split()
         assert (name, answer, second) == (row["file"], row["class_1"], row["class_2"])
         assert float(share.rstrip("%")) == pytest.approx(100 * float(row["probability_1"]), abs=0.06)
+
+
+def test_a_device_without_float64_answers_too(cli, two_runs, pictures, monkeypatch):
+    monkeypatch.setattr(prediction, "predict", lambda *arguments: predict(*arguments).as_subclass(OnMps))
+    result = cli("predict", f"run={two_runs[0]}", str(pictures))
+    assert result.code == 0, result.err
+
+
+@pytest.fixture
+def terminal(capsys, monkeypatch) -> None:
+    """Captured output says that it is a terminal, of 80 columns and without colours."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda stream: True)
+
+
+@pytest.mark.usefixtures("terminal")
+@pytest.mark.parametrize("arguments", [["out=answers.txt"], []])
+def test_a_narrow_terminal_costs_no_name_and_no_share(cli, two_runs, pictures, tmp_path, arguments):
+    result = cli("predict", f"run={two_runs[0]}", "pictures", "top=10", *arguments)
+    assert result.code == 0, result.err
+    text = (tmp_path / "answers.txt").read_text() if arguments else result.out
+    rows = [line.split() for line in text.splitlines()[1:]]
+    assert {row[0] for row in rows} == {f"pictures/{path.name}" for path in pictures.iterdir()}
+    assert all(len(row) == 21 for row in rows)
+    assert all(sum(float(share.rstrip("%")) for share in row[2::2]) == pytest.approx(100, abs=0.6) for row in rows)
+
+
+def test_a_file_holds_no_colours_of_the_terminal(cli, two_runs, pictures, tmp_path, monkeypatch, terminal):
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b" in cli("predict", f"run={two_runs[0]}", "pictures").out
+    assert cli("predict", f"run={two_runs[0]}", "pictures", "out=answers.txt").code == 0
+    assert "\x1b" not in (tmp_path / "answers.txt").read_text()
+
+
+@pytest.mark.usefixtures("terminal")
+def test_long_names_are_folded_on_a_terminal_and_whole_in_a_file(cli, two_runs, pictures, tmp_path):
+    name = f"{'long' * 30}.png"
+    next(pictures.iterdir()).rename(tmp_path / name)
+    shown = cli("predict", f"run={two_runs[0]}", name, "top=1").out.splitlines()
+    assert max(map(len, shown)) <= 80
+    assert "".join(line.split()[0] for line in shown[1:]) == name
+    assert cli("predict", f"run={two_runs[0]}", name, "top=1", "out=answers.txt").code == 0
+    assert name in (tmp_path / "answers.txt").read_text()
 
 
 def test_a_bad_file_is_named_and_the_others_are_answered(cli, two_runs, pictures):
@@ -150,6 +198,9 @@ def test_words_overrides_and_flags_are_told_apart(tmp_path, monkeypatch):
     assert gather(typed, "images", ("run", "top", "images")) == [*rest, "images=['a','0-seed=1','b.png']"]
     assert gather(["images=[a,b]"], "images", ("images",)) == ["images=[a,b]"]
     assert gather_one(["--config-dir", "d", "0-seed=1"], "run", ("run",)) == ["--config-dir", "d", "run='0-seed=1'"]
+    assert gather_first(["show", "-m", "seed=1,2"], "action", ("seed",)) == ["-m", "action=show", "seed=1,2"]
+    assert gather_first(["a=1", "--cfg", "job", "show"], "action", ("a",)) == ["action=show", "a=1", "--cfg", "job"]
+    assert gather_first(["--cfg", "job"], "action", ()) == ["--cfg", "job"]
     assert protect(["run=0-seed=1", "run=nowhere"], "run") == ["run='0-seed=1'", "run=nowhere"]
     with pytest.raises(ConfigError, match="give one"):
         gather_one(["a", "b"], "run", ("run",))

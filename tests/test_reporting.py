@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import urllib.request
@@ -9,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, manifest_of, mark_interrupted, rows_of
+from conftest import TINY, manifest_of, mark_interrupted, rows_of, tiny_config
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cifarbench.data.augment import Augment
+from cifarbench.data.load import load_images
+from cifarbench.data.random import Draws
+from cifarbench.data.split import channel_statistics, split
 from cifarbench.evaluation.metrics import wilson_interval
 from cifarbench.reporting.console import epoch_table, stopwatch
 from cifarbench.reporting.figures import filter_grid
@@ -51,6 +56,23 @@ def test_after_a_resume_no_step_is_doubled(cli, finished):
     assert cli("train", *TINY, "hydra.run.dir=run").code == 0
     steps = [point.step for point in events_of(finished).Scalars("train/loss")]
     assert steps == [row["step"] for row in rows_of(finished)]
+
+
+def test_a_run_that_is_resumed_after_its_last_epoch_is_tested_at_its_last_step(cli, finished):
+    mark_interrupted(finished)
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 0
+    last = rows_of(finished)[-1]["step"]
+    assert {point.step for point in events_of(finished).Scalars("test/accuracy")} == {last}
+
+
+def test_the_samples_are_the_images_of_the_first_epoch(finished):
+    config = tiny_config()
+    train = split(load_images(config.data), config.split).train
+    augment = Augment(config.augment, *channel_statistics(train.images))
+    expected = augment.view(train.images[:64], Draws(config.seed, 0, train.indices[:64])).numpy()
+    picture = Image.open(io.BytesIO(events_of(finished).Images("samples/augmented")[0].encoded_image_string))
+    pixels = np.asarray(picture)[::2, ::2]
+    assert np.array_equal(pixels.reshape(8, 32, 8, 32, 3).transpose(0, 2, 4, 1, 3).reshape(64, 3, 32, 32), expected)
 
 
 def test_a_tensorboard_folder_that_cannot_be_written_costs_one_warning(cli, tmp_path):
@@ -130,6 +152,13 @@ def test_data_show_draws_samples_before_and_after_augmentation(cli, tmp_path):
     assert not np.array_equal(before, after)
 
 
+def test_more_rows_than_a_class_has_images_are_refused(cli, tmp_path):
+    result = cli("data", "show", "data=synthetic", "data.size=600", "rows=44")
+    assert result.code == 2
+    assert "`rows` is 44; it must be at most 43" in result.err
+    assert not list(tmp_path.iterdir())
+
+
 def pixels_of(path: str) -> np.ndarray:
     with Image.open(path) as picture:
         return np.asarray(picture)
@@ -147,6 +176,14 @@ def test_eval_reproduces_the_recorded_accuracy_and_counts_the_opening(cli, finis
     assert again["accuracy"] == recorded["accuracy"]
     assert again["confusion_matrix"] == recorded["confusion_matrix"]
     assert manifest_of(finished)["test"]["openings"] == 2
+
+
+def test_only_the_checkpoint_that_was_tested_is_held_against_the_record(cli, finished):
+    assert manifest_of(finished)["tested"] == "best"
+    for name, is_tested in (("best", True), ("last", False)):
+        result = cli("eval", "run=run", f"which={name}")
+        assert result.code == 0, result.err
+        assert ("recorded test accuracy" in result.out) is is_tested
 
 
 def test_eval_of_ema_weights_reproduces_too(cli, tmp_path):

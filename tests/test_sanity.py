@@ -8,12 +8,14 @@ import pytest
 import torch
 from conftest import TINY, tiny_config
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifarbench.commands.hydra_app import compose
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.load import load_images
 from cifarbench.data.split import split
+from cifarbench.errors import ConfigError
 from cifarbench.training import sanity
 from cifarbench.training.observer import Observer
 from cifarbench.training.probe import prepare
@@ -99,6 +101,30 @@ def test_dead_units_are_counted():
         "model=mlp", "model.batch_norm=false", "model.activation=sigmoid", "model.hidden=[32]", change=kill
     )
     assert saturated["dead activations"].values["share"]["hidden.0.1"] == pytest.approx(12 / 32)
+
+
+def test_no_check_needs_float64_which_not_every_device_has():
+    class Narrow(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            assert getattr(result, "dtype", None) != torch.float64, function
+            return result
+
+    training, parts, classes = prepared()
+    with Narrow():
+        sanity.run_checks(training, parts, classes, 20, 10)
+
+
+def test_as_many_images_are_learned_by_heart_as_were_asked_for():
+    sizes = []
+
+    def count(training, parts):
+        training.model.register_forward_hook(lambda model, inputs, output: sizes.append(len(output)))
+
+    checks("data.size=900", images=300, steps=10, change=count)
+    assert sizes[-10:] == [300] * 10
+    with pytest.raises(ConfigError, match="`images` is 649; it must be at most the 648 training images"):
+        checks("data.size=900", images=649)
 
 
 def test_a_rate_that_is_too_high_or_too_low_fails_to_learn_the_batch():

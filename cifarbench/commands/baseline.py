@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
 
 from cifarbench import runs
+from cifarbench.commands.words import gather_first
 from cifarbench.config.before import BASELINES, BaselineConfig
 from cifarbench.config.load import load, to_plain
 from cifarbench.errors import ConfigError
@@ -14,14 +16,10 @@ from cifarbench.errors import ConfigError
 
 def rewrite(arguments: list[str]) -> list[str]:
     """Turn `cifarbench baseline knn …` into `name=knn …`."""
-    words = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
-    if not words:
-        if any(argument.startswith(("-", "name=")) for argument in arguments):
-            return arguments
+    rewritten = gather_first(arguments, "name", [field.name for field in dataclasses.fields(BaselineConfig)])
+    if not any(argument.startswith(("-", "name=")) for argument in rewritten):
         raise ConfigError(f"`cifarbench baseline` needs which one: {', '.join(BASELINES)}.")
-    rest = list(arguments)
-    rest.remove(words[0])
-    return [*rest, f"name={words[0]}"]  # at the end: Hydra wants its overrides in one piece, after the flags
+    return rewritten
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from cifarbench.commands.words import gather_first
 from cifarbench.config.load import load
 from cifarbench.config.schema import DataVerbConfig
 from cifarbench.errors import ConfigError, IntegrityError
@@ -14,13 +16,10 @@ _PAIRS = 60
 
 def rewrite(arguments: list[str]) -> list[str]:
     """Turn `cifarbench data show …` into `action=show …`."""
-    words = [argument for argument in arguments if not argument.startswith("-") and "=" not in argument]
-    if not words:
-        if any(argument.startswith(("-", "action=")) for argument in arguments):
-            return arguments
+    rewritten = gather_first(arguments, "action", [field.name for field in dataclasses.fields(DataVerbConfig)])
+    if not any(argument.startswith(("-", "action=")) for argument in rewritten):
         raise ConfigError("`cifarbench data` needs what to do: fetch, check, show or duplicates.")
-    index = arguments.index(words[0])
-    return [*arguments[:index], f"action={words[0]}", *arguments[index + 1 :]]
+    return rewritten
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
@@ -61,7 +60,13 @@ def _check(config: DataVerbConfig) -> int:
 
 
 def _show(config: DataVerbConfig) -> int:
-    """Draw labelled training images, ten classes in columns, before and after the augmentation."""
+    """Draw labelled training images, ten classes in columns, before and after the augmentation.
+
+    Mixup and CutMix mix in the image before it; the label stays that of the image itself.
+
+    Raises:
+        ConfigError: a class has fewer than `rows` training images.
+    """
     import torch
 
     from cifarbench.data.augment import Augment
@@ -73,6 +78,9 @@ def _show(config: DataVerbConfig) -> int:
 
     data = load_images(config.data, print)
     parts = split(data, config.split)
+    fewest = int(torch.bincount(parts.train.targets, minlength=10).min())
+    if config.rows > fewest:
+        raise ConfigError(f"`rows` is {config.rows}; it must be at most {fewest}, the rarest class's training images.")
     of_class = [(parts.train.targets == label).nonzero().flatten()[: config.rows] for label in range(10)]
     chosen = torch.stack(of_class, dim=1).flatten()
     images, titles = parts.train.images[chosen], [data.classes[label] for label in parts.train.targets[chosen].tolist()]

@@ -55,9 +55,16 @@ def score_checkpoint(
     logits = predict(model, images, trained.statistics, compute, tta, trainer.channels_last)
     duplicates = test_duplicates(parts, data.fingerprint) if config.portion == "test" else None
     report = {**score(logits, portion.targets, data.classes, official, duplicates), "tta": tta}
-    comparable = home is not None and config.portion == "test" and tta == trainer.tta
-    recorded = runs.read_manifest(home).get("test") if home and comparable else None
+    comparable = config.portion == "test" and tta == trainer.tta
+    recorded = _recorded(path, home) if home and comparable else None
     return report, f"{data.name}, split {parts.name}", recorded
+
+
+def _recorded(path: Path, home: Path) -> dict[str, Any] | None:
+    """The test result in the run's manifest, where the checkpoint at `path` is the one that was tested."""
+    manifest = runs.read_manifest(home)
+    tested = "best.pt" if manifest.get("tested") == "best" else "last.pt"
+    return manifest.get("test") if path.resolve() == (home / "checkpoints" / tested).resolve() else None
 
 
 def _check_split(path: Path, stored: str, here: str) -> None:

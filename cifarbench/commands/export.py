@@ -28,12 +28,17 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     from cifarbench.export import SUFFIXES, export
     from cifarbench.training.restore import find_checkpoint, home_of, restore
 
+    suffix = SUFFIXES[config.format]
+    if config.out and Path(config.out).suffix.lower() != suffix:
+        raise ConfigError(
+            f"`out` is {config.out!r} and `format` {config.format}, whose files end in {suffix}; change one of the two."
+        )
     if config.out and Path(config.out).exists() and not Path(config.out).is_file():
-        raise ConfigError(f"`out` is {config.out!r}, which is no file; name one, like model{SUFFIXES[config.format]}.")
+        raise ConfigError(f"`out` is {config.out!r}, which is no file; name one, like model{suffix}.")
     choose_compute("cpu", "fp32", config.threads)
     source = find_checkpoint(config.run, config.checkpoint, config.which)
     trained = restore(source, config.root)
-    default = (home_of(source) or source.parent) / "export" / f"model{SUFFIXES[config.format]}"
+    default = (home_of(source) or source.parent) / "export" / f"model{suffix}"
     done = export(trained, config.format, config.normalise, Path(config.out) if config.out else default)
     size = done.path.stat().st_size
     print(f"{runs.shown_path(done.path)}   {size:,} bytes, from {source.name}")

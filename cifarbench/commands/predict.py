@@ -21,6 +21,8 @@ from cifarbench.errors import ConfigError
 _KEYS = tuple(field.name for field in dataclasses.fields(PredictConfig))
 _BATCH = 500
 _MANY = 50  # files from which on progress is shown
+_WIDE = 100_000  # characters, more than a line of the table has
+_NAME = 20  # characters of a file name that stand in one line at least
 
 
 def rewrite(arguments: list[str]) -> list[str]:
@@ -41,7 +43,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     failed = sum("error" in row for row in rows)
     facts = {"checkpoint": str(path), "classes": list(trained.classes), "images": len(rows), "failed": failed}
     if form == "table":
-        _write(_as_table(rows, config.top), config.out)
+        _write(_as_table(rows, config.top, config.out is None and sys.stdout.isatty()), config.out)
     else:
         _write(_as_json(rows, facts) if form == "json" else _as_csv(rows, config.top), config.out)
     for row in rows:
@@ -97,7 +99,7 @@ def _asker(trained: Any, config: PredictConfig) -> Callable[[list[tuple[dict[str
             return
         images = torch.stack([image for _, image in waiting]).to(compute.device)
         logits = predict(model, images, trained.statistics, compute, tta, trainer.channels_last)
-        best = logits.double().softmax(1).cpu().topk(config.top)
+        best = logits.cpu().double().softmax(1).topk(config.top)
         for (row, _), shares, places in zip(waiting, best.values.tolist(), best.indices.tolist(), strict=True):
             row["top"] = [(trained.classes[place], share) for place, share in zip(places, shares, strict=True)]
 
@@ -119,9 +121,10 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def _as_table(rows: list[dict[str, Any]], top: int) -> str:
-    """A line for each file that was read."""
+def _as_table(rows: list[dict[str, Any]], top: int, fold: bool) -> str:
+    """A line for each file that was read; with `fold`, long names take several where the terminal is too narrow."""
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
 
@@ -137,10 +140,14 @@ def _as_table(rows: list[dict[str, Any]], top: int) -> str:
         table.add_row(name, *cells)
     if not shown:
         return ""
-    in_terminal = sys.stdout.isatty()
-    # Where there is no terminal to ask, lines stay whole: a log's reader copies paths from it.
-    wide = None if in_terminal else max(len(name) for name, _ in shown) + 40 * top + 10
-    console = Console(highlight=False, width=wide)
+    # Without a terminal lines stay whole: a file's or a log's reader copies paths from it.
+    # Where only the width is given, rich takes 80 on a dumb terminal.
+    console = Console(highlight=False, width=_WIDE, height=1, force_terminal=fold)
+    if fold:
+        whole = Measurement.get(console, console.options, table).maximum
+        longest = max(name.cell_len for name, _ in shown)
+        # rich leaves out what is wider than its console; a terminal wraps it.
+        console.width = max(Console().width, whole - max(longest - _NAME, 0))
     with console.capture() as captured:
         console.print(table)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())

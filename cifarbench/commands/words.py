@@ -41,6 +41,18 @@ def gather_one(arguments: Sequence[str], key: str, keys: Sequence[str]) -> list[
     return [*rest, *(f"{key}={quoted(word)}" for word in words)]
 
 
+def gather_first(arguments: Sequence[str], key: str, keys: Sequence[str]) -> list[str]:
+    """Turn the first plain word of a command line into `key=WORD`, as its first override; the others stay words."""
+    rest, words = _sorted_out(arguments, keys)
+    if not words:
+        return rest
+    # Beside the other overrides, which Hydra wants in one piece.
+    follows = zip(["", *rest], rest, strict=False)
+    overrides = (place for place, (before, text) in enumerate(follows) if before not in _TAKING and _KEY.match(text))
+    start = next(overrides, len(rest))
+    return [*rest[:start], f"{key}={words[0]}", *words[1:], *rest[start:]]
+
+
 def protect(arguments: Sequence[str], *keys: str) -> list[str]:
     """Quote the value of `key=PATH` for each of `keys` where PATH is there: names of sweeps hold commas."""
     done = []

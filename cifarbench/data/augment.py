@@ -58,10 +58,10 @@ class Augment:
         return normal.contiguous(memory_format=torch.channels_last) if self.channels_last else normal
 
     def view(self, images: Tensor, draws: Draws) -> Tensor:
-        """What `__call__` gives, put back on the scale of bytes, for people: (B, 3, H, W) uint8 to the same."""
-        normal = self(images, draws)
-        mean, std = _channels(self.mean, normal.device), _channels(self.std, normal.device)
-        return ((normal * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8).contiguous()
+        """All four steps, put back on the scale of bytes, for people: (B, 3, H, W) uint8 to the same."""
+        shown, _ = self.mix(self(images, draws), torch.zeros_like(draws.images), draws)  # a picture shows no target
+        mean, std = _channels(self.mean, shown.device), _channels(self.std, shown.device)
+        return ((shown * std + mean) * 255).round_().clamp_(0, 255).to(torch.uint8).contiguous()
 
     def mix(self, images: Tensor, targets: Tensor, draws: Draws, num_classes: int = 10) -> tuple[Tensor, Tensor]:
         """Mix each image with the one before it in the batch (the first with the last), by mixup or CutMix.

@@ -14,6 +14,8 @@ ECE_BINS = 15
 
 def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     """Mean cross-entropy in nats and the share of right answers, for logits (N, 10) and targets (N,) int64."""
+    if logits.device.type == "mps":  # which has no float64
+        logits, targets = logits.cpu(), targets.cpu()
     loss = F.cross_entropy(logits.double(), targets).item()
     return loss, (logits.argmax(1) == targets).double().mean().item()
 

@@ -41,7 +41,7 @@ class NearestNeighbours(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `(N, 10)` of images `(N, 3, 32, 32)` in 0..1."""
-        return vote(self.targets[self.neighbours(images, self.k)], self.k)
+        return vote(self.targets[self.neighbours(images, self.k)], self.k).to(images.device)
 
     def neighbours(self, images: Tensor, count: int) -> Tensor:
         """Positions of the `count` nearest training images, nearest first: (N, count) int64."""
@@ -68,9 +68,10 @@ class NearestNeighbours(nn.Module):
 
 
 def vote(labels: Tensor, k: int, classes: int = 10) -> Tensor:
-    """Logits (N, classes) of the first `k` of the neighbours' `labels` (N, K) int64, nearest first."""
+    """Logits (N, classes) of the first `k` of the neighbours' `labels` (N, K) int64, nearest first; on the CPU."""
+    labels = labels.cpu()  # not every device has float64
     # Each neighbour's extra is more than that of all farther ones together.
-    nearness = 0.5 ** torch.arange(1, k + 1, device=labels.device, dtype=torch.float64)
+    nearness = 0.5 ** torch.arange(1, k + 1, dtype=torch.float64)
     ballots = (1 + _TIE * nearness).expand(len(labels), -1)
     votes = ballots.new_zeros(len(labels), classes).scatter_add_(1, labels[:, :k], ballots)
     return ((votes + 1 / classes) / (k + 1)).log().float()
@@ -78,4 +79,5 @@ def vote(labels: Tensor, k: int, classes: int = 10) -> Tensor:
 
 def accuracies(labels: Tensor, targets: Tensor, ks: Sequence[int]) -> dict[int, float]:
     """The share of right answers for each number of neighbours, from one search: `labels` (N, max(ks)) int64."""
+    targets = targets.cpu()
     return {k: (vote(labels, k).argmax(1) == targets).double().mean().item() for k in ks}

@@ -21,7 +21,10 @@ _INK, _SOFT, _BAR, _BAD = "#1f2933", "#7b8794", "#2563a8", "#c53030"
 
 
 def input_figure(augment: Augment, train: Portion, seed: int, classes: tuple[str, ...], note: str) -> Figure:
-    """One training image of each class as it lies on disk, and under it three times as the network is shown it."""
+    """One training image of each class as it lies on disk, and under it three times as the network is shown it.
+
+    Mixup and CutMix mix in the image to its left.
+    """
     chosen = balanced(train.targets, len(classes))
     images, indices = train.images[chosen], train.indices[chosen]
     shown = [images, *(augment.view(images, Draws(seed, epoch, indices)) for epoch in range(3))]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -88,9 +87,10 @@ class TensorBoard(Observer):
 
     def result(self, report: dict[str, Any], model: nn.Module) -> None:
         """Confusion matrix, first-layer filters, test scalars and the hyperparameters with what they led to."""
-        facts, step = self.facts, self.last_row.get("step", 0)
+        facts = self.facts
         if facts is None:
             return
+        step = self.last_row.get("step", facts.first_step)  # a resumed run may have had no epoch left
 
         def action(writer: SummaryWriter) -> None:
             with Image.open(self.folder.parent / "confusion_matrix.png") as drawn:
@@ -116,9 +116,12 @@ class TensorBoard(Observer):
 
 
 def _samples(facts: RunFacts) -> np.ndarray:
-    """The first training images as the first epoch's augmentation shows them, (3, H, W) uint8, eight in a row."""
+    """The first training images as the first epoch's augmentation shows them, (3, H, W) uint8, eight in a row.
+
+    Mixup and CutMix mix in the image before it in this picture, not in the epoch's order.
+    """
     augment = Augment(load(TrainConfig, facts.config).augment, *facts.statistics)
-    draws = Draws(facts.config["seed"], 0, torch.arange(len(facts.samples)))
+    draws = Draws(facts.config["seed"], 0, facts.sample_indices)
     shown = augment.view(facts.samples, draws).cpu().numpy()
     rows = [np.concatenate(list(shown[start : start + 8]), axis=2) for start in range(0, len(shown) // 8 * 8, 8)]
     return np.concatenate(rows, axis=1).repeat(2, axis=1).repeat(2, axis=2)

@@ -81,7 +81,9 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush the folder's entries, so that a rename survives a power cut."""
+    """Flush the folder's entries, so that a rename survives a power cut; Windows opens no folder and is left alone."""
+    if os.name != "posix":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

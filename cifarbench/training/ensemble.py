@@ -14,7 +14,7 @@ from cifarbench.config.load import to_plain
 from cifarbench.data.augment import normalise
 from cifarbench.data.load import load_images
 from cifarbench.data.split import split
-from cifarbench.errors import IntegrityError
+from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.evaluation.ensemble import gains, mean_predictions, mean_weights, renew_batch_norm
 from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import predict
@@ -49,10 +49,12 @@ def average_weights(homes: Sequence[Path], members: Sequence[Predictions], root:
     The test part is opened for it, which each run's manifest counts.
 
     Raises:
+        ConfigError: the runs were tested on different views.
         IntegrityError: the runs are of different architectures, or the dataset here is not theirs.
     """
     restored = [restore(find_checkpoint(str(home), None), root) for home in homes]
     _check_one_model(homes, restored)
+    _check_one_view(homes, restored)
     first = restored[0]
     data = load_images(first.config.data)
     parts = split(data, first.config.split)
@@ -81,6 +83,16 @@ def _check_one_model(homes: Sequence[Path], restored: Sequence[Trained]) -> None
                 f"{homes[0]} and {home} are of different architectures (`model.{different[0]}`: "
                 f"{models[0].get(different[0])!r} and {model.get(different[0])!r}); their weights have no mean. "
                 "Take average=predictions."
+            )
+
+
+def _check_one_view(homes: Sequence[Path], restored: Sequence[Trained]) -> None:
+    views = [trained.config.trainer.tta for trained in restored]
+    for home, view in zip(homes, views, strict=True):
+        if view != views[0]:
+            raise ConfigError(
+                f"`trainer.tta` is {views[0]!r} in {homes[0]} and {view!r} in {home}; a gain is measured on the same "
+                "views of each image. Give runs of one `trainer.tta`, or take average=predictions."
             )
 
 

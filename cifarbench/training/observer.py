@@ -12,7 +12,11 @@ from cifarbench.evaluation.predict import Statistics
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What is known before the first step."""
+    """What is known before the first step.
+
+    `samples` are the first training images, (n, 3, 32, 32) uint8, and `sample_indices` their numbers in published
+    order, (n,) int64.
+    """
 
     title: str
     directory: str
@@ -29,6 +33,7 @@ class RunFacts:
     config: dict[str, Any]
     statistics: Statistics
     samples: Tensor
+    sample_indices: Tensor
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from cifarbench.data.augment import normalise
 from cifarbench.data.random import Draws
 from cifarbench.data.split import Parts
+from cifarbench.errors import ConfigError
 from cifarbench.models import layers
 from cifarbench.models.efficientnet_lite import StochasticDepth
 from cifarbench.training.loop import Training
@@ -59,10 +60,16 @@ def run_checks(training: Training, parts: Parts, classes: tuple[str, ...], image
         classes: the ten names.
         images: in the batch that is learned by heart.
         steps: in which it must be.
+
+    Raises:
+        ConfigError: there are fewer training images than `images`.
     """
-    chosen = balanced(training.setting.train.targets, _LOOKED_AT)
+    targets = training.setting.train.targets
+    if images > len(targets):
+        raise ConfigError(f"`images` is {images}; it must be at most the {len(targets)} training images of this split.")
+    chosen = balanced(targets, _LOOKED_AT)
     first = [_labels(parts, classes), _inputs(training), _first_loss(training, chosen), _dead(training, chosen)]
-    overfit, gradients = _by_heart(training, chosen[:images], steps)
+    overfit, gradients = _by_heart(training, balanced(targets, images), steps)
     return [*first, gradients, overfit]
 
 
@@ -133,7 +140,7 @@ def _dead(training: Training, positions: Tensor) -> Check:
     def look(name: str, output: Tensor) -> None:
         units = output.detach().float().transpose(0, 1).flatten(1)
         still = (units.amax(1) - units.amin(1)) < FLAT
-        shares[name] = still.double().mean().item()
+        shares[name] = int(still.sum()) / len(still)
 
     acts = [(name, module) for name, module in training.model.named_modules() if isinstance(module, kinds)]
     hooks = [m.register_forward_hook(lambda m, i, o, name=name: look(name, o)) for name, m in acts]

@@ -212,6 +212,7 @@ def _facts(
         config=to_plain(config),
         statistics=training.setting.statistics,
         samples=parts.train.images[:_SAMPLES],
+        sample_indices=parts.train.indices[:_SAMPLES],
         **facts,
     )
 
