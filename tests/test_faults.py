@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import TINY, manifest_of, mark_interrupted, rows_of, wait_until
-from processes import command, forked
+from processes import command, forked, python
 
 from cifarbench import runs
 from cifarbench.leaderboard.records import find
@@ -241,6 +241,67 @@ def test_a_sweep_over_processes_that_ends_early_leaves_saved_jobs_and_no_process
         process.wait()
     found = [path.parent for path in tmp_path.glob("sweep/*/run.json")]
     assert [manifest_of(run)["status"] for run in found] == ["interrupted"] * 2
+
+
+def test_a_signal_in_a_job_ends_the_whole_sweep_after_its_save_and_the_same_command_goes_on_with_it(cli, tmp_path):
+    words = ["train", "-m", *PLAIN, "data.size=600", "trainer.epochs=6", "trainer.threads=1", "seed=1,2"]
+    words += ["hydra.sweep.dir=sweep"]
+    first, step = tmp_path / "sweep" / "0-seed=1", 0
+    last = first / "checkpoints" / "last.pt"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = forked(*words, cwd=tmp_path, log=tmp_path / "log")
+        wait_until(lambda step=step: last.exists() and checkpoint.load(last)["progress"]["step"] > step)
+        os.kill(process.pid, number)
+        process.join(60)
+        said = (tmp_path / "log").read_text()
+        assert process.exitcode == 128 + number, said
+        assert [path.name for path in (tmp_path / "sweep").glob("*-*")] == ["0-seed=1"]
+        assert said.splitlines()[-1].endswith("the same command goes on with it.")
+        assert manifest_of(first)["status"] == "interrupted"
+        step = checkpoint.load(last)["progress"]["step"]
+    assert cli(*words).code == 0
+    assert len(manifest_of(first)["sessions"]) == 3
+    assert [manifest_of(path.parent)["status"] for path in tmp_path.glob("sweep/*/run.json")] == ["completed"] * 2
+
+
+def stopped_while_it_composes(then: type[Exception] | None) -> None:
+    """Let SIGTERM come while Hydra composes, and Hydra fail on its way out where `then` is an error."""
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    compose = ConfigLoaderImpl.load_configuration
+
+    def stopped(*values: object, **named: object) -> object:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            if then is not None:
+                raise then("half composed")
+        return compose(*values, **named)
+
+    ConfigLoaderImpl.load_configuration = stopped
+
+
+@pytest.mark.parametrize("then", [None, AttributeError])
+def test_a_sweep_over_processes_that_is_stopped_before_its_folder_exists_begins_nothing(tmp_path, then):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    words = ["train", "-m", *PLAIN, "trainer.epochs=1", "seed=1,2", "hydra/launcher=processes", "hydra.sweep.dir=sweep"]
+    prepare = partial(stopped_while_it_composes, then)
+    process = forked(*words, cwd=tmp_path, log=tmp_path / "log", prepare=prepare)
+    process.join(60)
+    said = (tmp_path / "log").read_text()
+    assert process.exitcode == 128 + signal.SIGTERM, said
+    assert said == "cifarbench: the sweep was stopped; the same command goes on with it.\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_no_signal_ends_a_worker_between_its_jobs(tmp_path):
+    script = (
+        "import os, signal\nfrom pathlib import Path\nfrom cifarbench.commands.side_by_side import Beside\n"
+        "beside = Beside(Path())\nbeside.sweep = os.getppid()\nbeside.watch()\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):\n"
+        "    os.kill(os.getpid(), number)\n"
+    )
+    assert python("-c", script, cwd=tmp_path).code == 0
 
 
 def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path):

@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 from conftest import TINY, manifest_of, rows_of, wait_until
 from processes import forked, shell
+from rich.console import Console
 
+from cifarbench import runs
 from cifarbench.commands.sweep import rewrite
 from cifarbench.errors import ConfigError
+from cifarbench.reporting.sweep import _live, print_table
+from cifarbench.sweeps import FAILURE, Job, Jobs
 from cifarbench.training.checkpoint import load, tensor_hash
 
 SMALL = [*TINY, "data.size=600", "trainer.epochs=1", "trainer.tensorboard=false", "trainer.threads=1"]
@@ -58,6 +63,53 @@ def test_another_config_is_another_sweep(cli, tmp_path):
     assert len(list((tmp_path / "outputs" / "sweep").iterdir())) == 2
 
 
+def test_another_order_of_the_values_is_another_sweep(cli, tmp_path):
+    for rates in ("-1,-2", "-2,-1"):  # which fail at once
+        assert cli("train", "-m", *SMALL, f"optim.lr={rates}").code == 1
+    sweeps = list((tmp_path / "outputs" / "sweep").iterdir())
+    found = [[path.name for path in sorted(sweep.glob("*-*"))] for sweep in sweeps]
+    assert sorted(found) == [["0-optim.lr=-1", "1-optim.lr=-2"], ["0-optim.lr=-2", "1-optim.lr=-1"]]
+
+
+def test_a_sweep_whose_directory_was_named_by_the_sorted_values_is_gone_on_with(cli, tmp_path):
+    arguments = ["train", "-m", *SMALL, "optim.lr=-2,-1"]
+    assert cli(*arguments).code == 1
+    plan = cli("train", "-m", *SMALL, "optim.lr=-1,-2", "sweep.dry_run=true").out
+    earlier = tmp_path / plan.partition(" jobs in ")[2].partition(";")[0]
+    assert not earlier.exists()
+    only_sweep(tmp_path).rename(earlier)
+    assert "0  failed       optim.lr=-2" in cli(*arguments, "sweep.dry_run=true").out
+    assert cli(*arguments).code == 1
+    assert only_sweep(tmp_path) == earlier
+
+
+def test_jobs_of_two_sweeps_in_one_directory_are_shown_by_their_own_results(cli, tmp_path):
+    for rates in ("-1,-2", "-3,-1,-2"):
+        assert cli("train", "-m", *SMALL, f"optim.lr={rates}", "hydra.sweep.dir=own").code == 1
+        jobs = jobs_of(tmp_path / "own")
+        assert [job["label"] for job in jobs] == [f"optim.lr={rate}" for rate in rates.split(",")]
+        for job in jobs:
+            assert job["directory"] == f"{job['number']}-{job['label']}"
+            assert f"`optim.lr` is {job['label'].removeprefix('optim.lr=')}" in job["message"]
+    assert len(list((tmp_path / "own").glob("*-*"))) == 5
+
+
+def test_the_table_finds_every_directory_that_hydra_names(cli, tmp_path):
+    words = ["optim.lr=-1", "++seed=choice(1)", "model.second_widths=[8, 8],[8,8,8]", 'model.name=simple_cnn,"a: é, b"']
+    ended = cli("train", "-m", *SMALL, *words, "hydra.sweep.dir=odd")
+    assert "4 of 4 jobs failed" in ended.err
+    named = {path.name for path in (tmp_path / "odd").iterdir() if path.is_dir()}
+    assert {job["directory"] for job in jobs_of(tmp_path / "odd")} == named
+    assert len(named) == 4
+
+
+@pytest.mark.parametrize("key", ["hydra.sweep.subdir=x", "+hydra.sweeper.params.seed=5"])
+def test_a_key_that_names_the_jobs_otherwise_is_refused(cli, tmp_path, key):
+    ended = cli("train", "-m", *SMALL, "seed=1,2", key, "hydra.sweep.dir=own")
+    assert (ended.code, key in ended.err) == (2, True)
+    assert not (tmp_path / "own").exists()
+
+
 def test_a_job_gives_the_same_result_alone_and_after_others(cli, tmp_path):
     assert cli("train", "-m", *SMALL, "seed=1,2", "hydra.sweep.dir=sweep").code == 0
     assert cli("train", *SMALL, "seed=2", "hydra.run.dir=alone").code == 0
@@ -85,6 +137,33 @@ def test_failures_are_listed_and_the_others_finish(cli, tmp_path):
     (done,) = (job for job in jobs_of(only_sweep(tmp_path)) if job["status"] == "done")
     assert done["label"] == fine
     assert manifest_of(only_sweep(tmp_path) / done["directory"])["test"]["accuracy"] == done["test_accuracy"]
+
+
+def test_a_job_with_a_spoilt_config_fails_and_the_sweep_ends_with_its_table(cli, tmp_path):
+    arguments = ["train", "-m", *SMALL, "hydra.sweep.dir=sweep"]
+    assert cli(*arguments).code == 0
+    config = tmp_path / "sweep" / "0-job" / "config.yaml"
+    kept = config.read_text()
+    for epochs in ("-.inf", "[.nan, -.inf]"):
+        config.write_text(kept.replace("epochs: 1\n", f"epochs: {epochs}\n"))
+        ended = cli(*arguments)
+        assert (ended.code, "1 of 1 jobs failed" in ended.err) == (1, True)
+        assert "a bug" not in ended.err + ended.out
+        (job,) = jobs_of(tmp_path / "sweep")
+        assert (job["status"], job["epochs"]) == ("failed", None)
+        assert "trainer.epochs" in job["message"]
+        assert job["message"] in ended.out
+
+
+def test_what_is_no_number_in_a_jobs_files_is_no_result(tmp_path):
+    job = tmp_path / "0-job"
+    job.mkdir()
+    (job / "run.json").write_text(
+        json.dumps({"status": "completed", "best": {"val_accuracy": "x"}, "test": {"accuracy": 2}})
+    )
+    (job / "metrics.jsonl").write_text('{"seconds": "x"}\n{"seconds": 3}\n{"seconds": true}\n')
+    (read,) = Jobs(tmp_path, [("", "0-job")]).read()
+    assert (read.status, read.val_accuracy, read.test_accuracy, read.seconds) == ("done", None, None, 3)
 
 
 def test_a_dry_run_lists_the_jobs_and_runs_none(cli, tmp_path):
@@ -146,6 +225,61 @@ def test_twelve_jobs_killed_twice_end_as_if_they_had_not_been(cli, tmp_path):
 
     assert table(killed) == table(tmp_path / "whole")
     assert [job["status"] for job in jobs_of(killed)] == ["done"] * 9 + ["failed"] * 3
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def write_job(directory: Path, status: str, **entries: object) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "run.json").write_text(json.dumps({"status": status, **entries}))
+    (directory / "config.yaml").write_text("trainer: {epochs: 3}\n")
+    return directory
+
+
+def test_only_what_was_written_since_is_read_again(tmp_path, monkeypatch):
+    planned = [(status, f"{number}-{status}") for number, status in enumerate(("completed", "failed", "running"))]
+    _, failed, running = (write_job(tmp_path / name, status) for status, name in planned)
+    (failed / FAILURE).write_text('{"message": "too hot"}')
+    jobs, read = Jobs(tmp_path, planned), []
+    for name in ("read_manifest", "read_config"):
+        real = getattr(runs, name)
+        monkeypatch.setattr(runs, name, lambda path, real=real, name=name: read.append((name, path)) or real(path))
+    assert [job.status for job in jobs.read()] == ["done", "failed", "running"]
+    read.clear()
+    for epoch in (1, 2):
+        with (running / "metrics.jsonl").open("a") as file:
+            file.write('{"val_accuracy": 0.5}\n')
+        assert [(job.epoch, job.epochs) for job in jobs.read()] == [(0, 3), (0, 3), (epoch, 3)]
+    assert read == [("read_manifest", running)] * 2
+    (failed / FAILURE).unlink()
+    (failed / "run.json").write_text('{"status": "running"}')
+    assert [job.status for job in jobs.read()] == ["done", "running", "running"]
+
+
+def test_only_the_best_of_a_whole_long_sweep_is_marked(capsys):
+    jobs = [Job(number, f"seed={number}", "done", val_accuracy=number / 100) for number in range(60)]
+    jobs[40] = Job(40, "seed=40", "done", val_accuracy=0.9)
+    print_table(Path("few"), jobs)
+    lines = capsys.readouterr().out.splitlines()
+    (best,) = (line for line in lines if "best" in line)
+    assert "seed=40" in best
+    assert sum("seed=" in line for line in lines) == 60
+
+
+def test_the_time_left_follows_from_the_jobs_that_ended_since_the_sweep_began():
+    def shown(now: list[Job]) -> str:
+        console = Console(record=True, width=120, file=io.StringIO())
+        console.print(_live(Path("few"), now, before, 60.0))
+        return console.export_text()
+
+    before = [Job(0, "a", "done"), Job(1, "b", "failed"), Job(2, "c", "waiting"), Job(3, "d", "waiting")]
+    assert "left" not in shown(before)
+    assert "2 of 4 jobs ended " in shown(before)
+    assert "3 of 4 jobs ended, about 1:00 left" in shown([*before[:2], Job(2, "c", "done"), before[3]])
+
+
+# --- several at once -------------------------------------------------------------------------------------------------
 
 
 def test_jobs_side_by_side_share_the_cores(cli, tmp_path):

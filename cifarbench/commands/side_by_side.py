@@ -14,6 +14,15 @@ from cifarbench.training.signals import StopRequest, stop_requests
 
 _FLAG = ".stop"
 _LOOK_SECONDS = 0.5
+_ASKING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # not every system has the last two
+
+
+class Stopped(BaseException):
+    """A signal that ends the sweep at once; no Exception, which Hydra takes for a job's result, to begin the next."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 class _Relay(StopRequest):
@@ -24,8 +33,13 @@ class _Relay(StopRequest):
         self.flag = flag
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal and raise the flag; a second SIGINT raises KeyboardInterrupt."""
+        """Remember the signal and raise the flag; a second SIGINT raises KeyboardInterrupt.
+
+        While the directory is not there no job has begun, and the sweep ends at once, by Stopped.
+        """
         super().receive(number, frame)
+        if not self.flag.parent.is_dir():
+            raise Stopped(number)
         with contextlib.suppress(OSError):
             self.flag.touch()
 
@@ -49,9 +63,13 @@ class Beside:
         self.sweep = os.getpid()
         self.flag = directory.absolute() / _FLAG
 
+    def is_sweep(self) -> bool:
+        """Whether this process is the sweep's own."""
+        return os.getpid() == self.sweep
+
     def is_worker(self) -> bool:
         """Whether this process was started by the sweep's own, on the same machine."""
-        return os.getpid() != self.sweep and (os.getppid() == self.sweep or _watching.is_set())
+        return not self.is_sweep() and (os.getppid() == self.sweep or _watching.is_set())
 
     def is_stopped(self) -> bool:
         """Whether no further job is to begin."""
@@ -65,8 +83,9 @@ class Beside:
         if not _watching.is_set():
             _watching.set()
             if threading.current_thread() is threading.main_thread():
-                for number in (signal.SIGINT, signal.SIGTERM):
-                    signal.signal(number, signal.SIG_IGN)
+                for name in _ASKING:
+                    if hasattr(signal, name):
+                        signal.signal(getattr(signal, name), signal.SIG_IGN)
             threading.Thread(target=self._watch, daemon=True).start()
 
     def leave_if_alone(self) -> None:

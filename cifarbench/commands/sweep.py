@@ -8,19 +8,23 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from cifarbench import runs
-from cifarbench.commands.side_by_side import Beside, relayed_signals
+from cifarbench.commands.side_by_side import Beside, Stopped, relayed_signals
 from cifarbench.errors import ConfigError, Interrupted, SweepError, explain
-from cifarbench.sweeps import FAILURE, Job, read_jobs
+from cifarbench.sweeps import FAILURE, Job, Jobs
 from cifarbench.training.signals import StopRequest
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 MULTIRUN = {"-m", "--multirun"}
+_NAMING = ("hydra.sweep.subdir", "hydra.sweeper.params", "hydra.job.config.override_dirname")
 
 
 def rewrite(arguments: list[str]) -> list[str]:
@@ -47,6 +51,9 @@ class Sweep:
     """The jobs of one command line, in a directory whose name follows from their configs.
 
     So the same command finds what it left behind: finished jobs are skipped, interrupted ones resumed.
+
+    Raises:
+        ConfigError: a key would name the jobs' directories otherwise, or a `sweep.` key is none.
     """
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
@@ -57,20 +64,21 @@ class Sweep:
         given = [argument for argument in self.arguments if argument.startswith("hydra.sweep.dir=")]
         typed = [argument for argument in self.arguments if not argument.startswith("-")]
         overrides = list({override.key_or_group: override for override in _parsed(typed)}.values())  # the last counts
+        _check_naming(overrides)
         swept = [override for override in overrides if override.is_sweep_override()]
         shared = [override for override in overrides if not override.is_sweep_override()]
         if given:
             self.directory = Path(given[-1].partition("=")[2].strip("'\""))
         else:
-            self.directory = Path("outputs/sweep") / _name(verb, shared, swept)
+            self.directory = _directory(verb, shared, swept)
             self.arguments.append(f"hydra.sweep.dir={self.directory}")
         names = ",".join(override.key_or_group for override in shared)
         self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
-        self.planned = [", ".join(combination) for combination in itertools.product(*map(_values, swept))]
+        self._jobs = Jobs(self.directory, _planned(swept))
 
     def jobs(self) -> list[Job]:
         """Every job as the disk shows it now."""
-        return read_jobs(self.directory, self.planned)
+        return self._jobs.read()
 
 
 def _parsed(typed: list[str]) -> list[Any]:
@@ -79,20 +87,63 @@ def _parsed(typed: list[str]) -> list[Any]:
     return OverridesParser.create().parse_overrides(typed)
 
 
+def _check_naming(overrides: list[Any]) -> None:
+    """Raise ConfigError where a key changes how jobs are numbered or named, by which their directories are found."""
+    for override in overrides:
+        if override.key_or_group.startswith(_NAMING):
+            raise ConfigError(
+                f"`{override.input_line}`: a sweep names its jobs' directories itself, to find them again; "
+                "leave the key out, and sweep by `key=value,value`."
+            )
+
+
 def _values(override: Any) -> list[str]:
     """The values that a sweep override takes, each as `key=value`."""
     return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
 
 
-def _name(verb: str, shared: list[Any], swept: list[Any]) -> str:
-    """What is swept, and a hash of every config that the sweep holds."""
+def _planned(swept: list[Any]) -> list[tuple[str, str]]:
+    """Every job's label and directory name, in the order in which Hydra numbers them."""
+    choices = [[(override, value) for value in override.sweep_string_iterator()] for override in swept]
+    return [_names(number, chosen) for number, chosen in enumerate(itertools.product(*choices))]
+
+
+def _names(number: int, chosen: Sequence[tuple[Any, str]]) -> tuple[str, str]:
+    """What differs in a job, and the name that `hydra.sweep.subdir` in conf/train.yaml gives its directory."""
+    label = ", ".join(f"{override.key_or_group}={value}" for override, value in chosen)
+    words = sorted(f"{override.get_key_element()}={value}" for override, value in chosen)
+    return label, f"{number}-{runs.job_label(','.join(words))}"
+
+
+def _directory(verb: str, shared: list[Any], swept: list[Any]) -> Path:
+    """The sweep's directory, by what is swept and a hash of every config that it holds, in the order of its jobs.
+
+    An earlier version hashed the values sorted, so that several orders had one directory: what it left there of this
+    order is gone on with.
+    """
     from cifarbench.commands.hydra_app import compose
 
     mine = [override for override in shared if not override.key_or_group.startswith("hydra")]
     base = compose(verb, [override.input_line for override in mine])
-    content = json.dumps([base, sorted(value for override in swept for value in _values(override))], sort_keys=True)
-    label = "+".join(override.key_or_group for override in swept)
-    return f"{runs.job_label(label)}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    label = runs.job_label("+".join(override.key_or_group for override in swept))
+
+    def named(values: list[str]) -> Path:
+        content = json.dumps([base, values], sort_keys=True)
+        return Path("outputs/sweep") / f"{label}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    values = [value for override in swept for value in _values(override)]
+    directory, earlier = named(values), named(sorted(values))
+    return earlier if not directory.is_dir() and _was_of(earlier, swept) else directory
+
+
+def _was_of(directory: Path, swept: list[Any]) -> bool:
+    """Whether the last sweep in a directory was over these values in this order, by Hydra's record of its words."""
+    try:
+        record = yaml.safe_load((directory / "multirun.yaml").read_text(encoding="utf-8"))
+        typed = record["hydra"]["overrides"]["task"]
+        return all(override.input_line in typed for override in swept)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, yaml.YAMLError):
+        return False
 
 
 def _flag(arguments: list[str], name: str) -> bool:
@@ -116,20 +167,23 @@ class SweptJob:
 
         In a process of its own an interrupted job just returns: the sweep waits until all have saved their step.
         """
+        from hydra.core.hydra_config import HydraConfig
+
+        directory = Path(HydraConfig.get().runtime.output_dir)
         is_worker = self.beside.is_worker()
         if is_worker:
             if self.beside.is_stopped():
+                runs.remove_if_empty(directory)  # Hydra made it
                 return
             self.beside.watch()
-        from hydra.core.hydra_config import HydraConfig
-
         from cifarbench.commands.hydra_app import execute
 
-        directory = Path(HydraConfig.get().runtime.output_dir)
         (directory / FAILURE).unlink(missing_ok=True)
         try:
             execute(self.verb, composed, _share_out)
-        except (Interrupted, KeyboardInterrupt):
+        except (Interrupted, KeyboardInterrupt) as error:
+            if isinstance(error, Interrupted) and self.beside.is_sweep():
+                raise Stopped(error.exit_code - 128) from error
             if not is_worker:
                 raise
             self.beside.leave_if_alone()
@@ -187,10 +241,15 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
         print_plan(sweep.directory, sweep.jobs())
         return 0
     sys.argv = [f"cifarbench {verb}", *_quiet(sweep.arguments)]
-    job = SweptJob(verb, sweep.directory)
+    job, request = SweptJob(verb, sweep.directory), StopRequest()
     try:
         with _signals(sweep) as request, watch(sweep.directory, sweep.jobs), composed_once(arguments):
             hydra.main(config_path=str(conf_dir()), config_name=verb, version_base="1.3")(job)()
+    except Stopped as stopped:
+        request.number = stopped.number
+    except Exception:
+        if not request.number:
+            raise  # otherwise the signal is behind it: it cut Hydra short, or ended a worker before that could hold it
     finally:
         if sweep.directory.is_dir():
             write_tables(sweep.directory, sweep.jobs())
@@ -206,7 +265,8 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
 
 def _signals(sweep: Sweep) -> contextlib.AbstractContextManager[StopRequest]:
     """Jobs in processes are told of signals; one in this process catches them itself."""
-    beside = any(argument.startswith("hydra/launcher=") for argument in sweep.arguments)
+    launchers = [argument for argument in sweep.arguments if argument.startswith("hydra/launcher=")]
+    beside = bool(launchers) and launchers[-1] != "hydra/launcher=basic"
     return relayed_signals(sweep.directory) if beside else contextlib.nullcontext(StopRequest())
 
 

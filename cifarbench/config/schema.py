@@ -82,7 +82,7 @@ class TrainerConfig:
     deterministic: bool = key("Whether only kernels are used that repeat bit for bit.")
     resume: str = key("auto: go on where the run directory stands; never; or a run directory to go on.", neutral=True)
     fork: str | None = key(
-        "Run, for its last weights, or checkpoint that a new run begins with; epochs, schedule and optimizer start anew."
+        "Run, for its last weights, or checkpoint that a new run begins with; schedule and optimizer start anew."
     )
     limit_batches: int = key("Batches per epoch and validation; 0: all. For debugging.", unit="batches", ge=0)
     overfit_batch: bool = key("Whether every step trains on the same first batch. For debugging.")

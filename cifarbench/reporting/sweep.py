@@ -36,12 +36,12 @@ def watch(directory: Path, jobs: Callable[[], list[Job]]) -> Iterator[None]:
         yield
         return
     console, started, over = Console(highlight=False), time.monotonic(), threading.Event()
-    already = sum(job.status == "done" for job in jobs())
+    before = jobs()
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def redraw() -> None:
             while not over.wait(_REFRESH_SECONDS):
-                live.update(_live(directory, jobs(), already, time.monotonic() - started), refresh=True)
+                live.update(_live(directory, jobs(), before, time.monotonic() - started), refresh=True)
 
         thread = threading.Thread(target=redraw, daemon=True)
         thread.start()
@@ -52,23 +52,24 @@ def watch(directory: Path, jobs: Callable[[], list[Job]]) -> Iterator[None]:
             thread.join()
 
 
-def _live(directory: Path, jobs: Sequence[Job], already: int, elapsed: float) -> Group:
-    done = sum(job.status in ("done", "failed") for job in jobs)
-    fresh = done - already
-    left = "" if fresh < 1 else f", about {stopwatch(elapsed / fresh * (len(jobs) - done))} left"
-    return Group(jobs_table(jobs), Text(f" {done} of {len(jobs)} jobs ended{left}   {shown_path(directory)}", "dim"))
+def _live(directory: Path, jobs: Sequence[Job], before: Sequence[Job], elapsed: float) -> Group:
+    """The table, and the time left at the pace of the jobs that ended in `elapsed` seconds: those not so `before`."""
+    ended = [job for job in jobs if job.status in ("done", "failed")]
+    fresh = len(set(ended) - set(before))
+    left = f", about {stopwatch(elapsed / fresh * (len(jobs) - len(ended)))} left" if fresh else ""
+    shown = jobs_table(_around(jobs), _best(jobs))
+    return Group(shown, Text(f" {len(ended)} of {len(jobs)} jobs ended{left}   {shown_path(directory)}", "dim"))
 
 
-def jobs_table(jobs: Sequence[Job]) -> Table:
-    """One line a job, the best by validation marked; of a long sweep, the jobs around the running one."""
+def jobs_table(jobs: Sequence[Job], best: Job | None) -> Table:
+    """One line a job, `best` marked."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
     table.add_column("job", justify="right")
     table.add_column("what differs", overflow="fold")
     table.add_column("status", no_wrap=True)
     for heading in ("epoch", "val acc", "test acc", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
-    best = _best(jobs)
-    for job in _around(jobs):
+    for job in jobs:
         epochs = f"{job.epoch}/{job.epochs}" if job.epochs else "–"
         results = _percent(job.val_accuracy), _percent(job.test_accuracy)
         mark = " best" if job is best else ""
@@ -87,7 +88,8 @@ def jobs_table(jobs: Sequence[Job]) -> Table:
 def print_table(directory: Path, jobs: Sequence[Job]) -> None:
     """The final table, every failure with its message, and where the files are."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(jobs_table(jobs) if len(jobs) <= _ROWS_SHOWN else _whole(jobs))
+    for start in range(0, len(jobs), _ROWS_SHOWN):
+        console.print(jobs_table(jobs[start : start + _ROWS_SHOWN], _best(jobs)))
     for job in jobs:
         if job.status == "failed":
             console.print(Text(f"job {job.number} ({job.label}) failed: {job.message}"), soft_wrap=True)
@@ -117,18 +119,15 @@ def _record(job: Job) -> dict[str, Any]:
     return {**dataclasses.asdict(job), "directory": job.directory.name if job.directory else None}
 
 
-def _whole(jobs: Sequence[Job]) -> Group:
-    pages = [jobs[start : start + _ROWS_SHOWN] for start in range(0, len(jobs), _ROWS_SHOWN)]
-    return Group(*map(jobs_table, pages))
-
-
 def _around(jobs: Sequence[Job]) -> Sequence[Job]:
+    """As many jobs as a screen has room for, around the running one."""
     running = next((index for index, job in enumerate(jobs) if job.status in ("running", "waiting")), len(jobs))
     start = max(0, min(running - _ROWS_SHOWN // 2, len(jobs) - _ROWS_SHOWN))
     return jobs[start : start + _ROWS_SHOWN]
 
 
 def _best(jobs: Sequence[Job]) -> Job | None:
+    """The finished job with the highest validation accuracy, the first of equals."""
     scored = [job for job in jobs if job.val_accuracy is not None and job.status == "done"]
     return max(scored, key=lambda job: job.val_accuracy or 0.0, default=None)
 
