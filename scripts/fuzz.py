@@ -40,6 +40,7 @@ _LINES_SHARE = 0.6  # of the cases are command lines, the others files
 def main() -> int:
     """Run what the arguments ask for and return 1 where a case failed."""
     options = _options()
+    sys.dont_write_bytecode = True  # a case that writes beside its folder has failed
     home = Path(tempfile.mkdtemp(prefix="cifarbench-fuzz-"))
     try:
         records = Path(options.corpus) if options.corpus else home / "corpus"
