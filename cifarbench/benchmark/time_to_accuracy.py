@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,7 +11,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.errors import Interrupted, SweepError
-from cifarbench.training.signals import stop_requests, wait_for
+from cifarbench.training.signals import run_child, stop_requests
 
 CLOCKS = ("cold", "train", "train_test")
 
@@ -56,10 +54,7 @@ def _trained(overrides: list[str], directory: Path) -> dict[str, Any]:
     """Train in a process of its own, or take what an earlier one left; returns the run's record."""
     command = [sys.executable, "-m", "cifarbench", "train", *overrides, f"hydra.run.dir={directory}"]
     with tempfile.TemporaryFile("w+") as said, stop_requests() as request:
-        process = subprocess.Popen(
-            [*command, "trainer.progress=none"], stdout=said, stderr=said, start_new_session=os.name == "posix"
-        )
-        code = wait_for(process, request)
+        code = run_child([*command, "trainer.progress=none"], said, request)
         said.seek(0)
         lines = said.read().strip().splitlines()
     if request.number:

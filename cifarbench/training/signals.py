@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import IO
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10  # for a process that is asked to end at once
@@ -45,12 +47,15 @@ def stop_requests(request: StopRequest | None = None) -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def wait_for(process: subprocess.Popen, request: StopRequest, meanwhile: Callable[[], None] = lambda: None) -> int:
-    """Wait until a child ends, and hand on the signal that asks this process to stop; returns its exit code.
+def run_child(
+    command: Sequence[str], output: IO[str], request: StopRequest, meanwhile: Callable[[], None] = lambda: None
+) -> int:
+    """Run a command to its end, and hand on the signal that asks this process to stop; returns the exit code.
 
     The child is in a session of its own, so that no signal of the terminal reaches it as well. `meanwhile` is called
     again and again. Where that fails, and on a second SIGINT, the child ends at once.
     """
+    process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=os.name == "posix")
     is_told = False
     try:
         while process.poll() is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 from cifarbench import runs
 from cifarbench.config.durations import seconds
 from cifarbench.errors import IntegrityError
-from cifarbench.training.signals import StopRequest, wait_for
+from cifarbench.training.signals import StopRequest, run_child
 from table.progress import Entry, look
 from table.records import ROOT, write_note, write_record
 from table.rows import Job
@@ -63,9 +61,7 @@ def run(entry: Entry, shared: bool, request: StopRequest, overview: Overview) ->
     log = job.directory.with_suffix(".log")
     entry.status = "running"
     with log.open("a", encoding="utf-8") as file:
-        # A group of its own: Ctrl-C reaches it once, from here, and not from the terminal as well.
-        process = subprocess.Popen(_command(job), stdout=file, stderr=file, start_new_session=os.name == "posix")
-        code = wait_for(process, request, _watching(entry, overview, started))
+        code = run_child(_command(job), file, request, _watching(entry, overview, started))
     entry.elapsed = 0.0
     return code
 
