@@ -14,6 +14,7 @@ import torch
 
 from cifarbench import __version__
 from cifarbench.errors import ResourceError
+from cifarbench.kernels.library import load
 
 _ALL_THREADS = torch.get_num_threads()  # what torch takes by itself: the cores, or what OMP_NUM_THREADS says
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -21,10 +22,11 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
 @dataclass(frozen=True)
 class Compute:
-    """A device with the number format of the forward and backward passes."""
+    """A device with the number format of the passes, and whether training takes our own operations there."""
 
     device: torch.device
     precision: str
+    own_kernels: bool = False
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The autocast context of the passes: bf16 or fp16 products, fp32 weights."""
@@ -33,8 +35,12 @@ class Compute:
         return torch.autocast(self.device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[self.precision])
 
 
-def choose_compute(device: str, precision: str, threads: int | None, local_rank: int = 0) -> Compute:
+def choose_compute(
+    device: str, precision: str, threads: int | None, local_rank: int = 0, own_kernels: bool = False
+) -> Compute:
     """Resolve "auto", set the CPU thread count, and keep a CPU's freed memory for the next tensor.
+
+    `own_kernels` asks for our own operations, which are taken where they can be had: on a CPU, with a C compiler.
 
     Raises:
         ResourceError: the device asked for is not there; nothing else is taken in its place.
@@ -43,7 +49,8 @@ def choose_compute(device: str, precision: str, threads: int | None, local_rank:
     chosen = _device(device, local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
-    return Compute(chosen, _precision(precision, chosen))
+    found = _precision(precision, chosen)
+    return Compute(chosen, found, own_kernels and chosen.type == "cpu" and load(found == "bf16") is not None)
 
 
 def use_threads(count: int | None) -> int:
@@ -142,6 +149,7 @@ def describe(compute: Compute, world_size: int) -> dict[str, str | int]:
         "device": compute.device.type,
         "device_name": name,
         "precision": compute.precision,
+        "kernels": "own" if compute.own_kernels else "torch",
         "threads": torch.get_num_threads(),
         "processes": world_size,
     }

@@ -16,6 +16,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         "drop_last": False,
         "ema_start": "0%",
         "fork": None,
+        "kernels": "torch",
         "report": True,
         "size_until": [],
         "sizes": [],

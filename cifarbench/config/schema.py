@@ -16,6 +16,7 @@ TTAS = ("none", "flip", "multicrop")
 TTA = "Views averaged in the test: the image; it and its mirror; both, also shifted by 1 px on both diagonals."
 THREADS = "CPU threads; null: all cores."
 THREADS_OF_RUN = "CPU threads; null: as the run used on a CPU, else all cores."
+KERNELS = ("auto", "torch")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -75,6 +76,10 @@ class TrainerConfig:
     threads: int | None = key(THREADS, ge=1, le=1024, neutral=True)
     channels_last: bool = key("Whether tensors lie in memory channel by channel last (NHWC).")
     compile: bool = key("Whether torch.compile builds the model.")
+    kernels: str = key(
+        "auto: on a CPU with a C compiler, our own operations where they are faster; torch: never.", choices=KERNELS,
+        neutral=True,
+    )  # fmt: skip
     untimed_steps: int = key(
         "Steps in each phase, on random labels and undone, before the clocks of training start; 0: none.",
         unit="steps", ge=0, le=1000, neutral=True,

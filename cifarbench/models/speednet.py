@@ -42,16 +42,15 @@ class Group(nn.Module):
         self.rest = nn.Sequential()
         for index in range(depth - 1):
             self.rest.extend([conv(outputs, outputs), _norm(outputs, norm)])
-            if index < depth - 2:
+            if index < depth - 2 or not residual:
                 self.rest.append(build_activation(act))
-        self.residual = residual
-        self.activation = build_activation(act)
+        self.activation = build_activation(act) if residual else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` to `(N, outputs, H/2, W/2)`."""
         entered = self.enter(x)
         rest = self.rest(entered)
-        return self.activation(rest + entered if self.residual else rest)
+        return self.activation(rest + entered) if self.activation else rest
 
 
 def _norm(channels: int, options: dict[str, float]) -> nn.BatchNorm2d:

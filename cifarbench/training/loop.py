@@ -25,6 +25,7 @@ from cifarbench.data.random import Draws
 from cifarbench.errors import Interrupted, NonFiniteError
 from cifarbench.evaluation.metrics import loss_and_accuracy
 from cifarbench.evaluation.predict import EVAL_BATCH, predict
+from cifarbench.kernels.modules import use_kernels
 from cifarbench.models.whitening import Whitening
 from cifarbench.optim.optimizers import build_optimizer
 from cifarbench.optim.schedules import Plateau, factor
@@ -51,6 +52,8 @@ class Training:
         self.model = model.to(setting.compute.device).to(memory_format=layout)
         if self.trainer.sync_norm and setting.world.size > 1:
             synchronise_norms(self.model)
+        if setting.compute.own_kernels:
+            use_kernels(self.model, setting.compute.precision)
         self.forward = torch.compile(self.model, dynamic=False) if self.trainer.compile else self.model
         self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device, setting.compute.precision)
         self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")

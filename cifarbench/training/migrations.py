@@ -2,7 +2,7 @@
 
 Schema 2 wrote whitening, growing sizes and further keys into the config, and each group's full rate (`initial_lr`)
 into the optimizer's state. Schema 3 wrote `trainer.untimed_steps`, and the seconds of such steps into the progress;
-schema 4 wrote `trainer.checkpoint_epochs`.
+schema 4 wrote `trainer.checkpoint_epochs`, schema 5 `trainer.kernels`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from cifarbench.config.history import complete
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 def migrate(state: dict[str, Any]) -> dict[str, Any]:
@@ -36,4 +36,9 @@ def _with_later_keys(state: dict[str, Any]) -> dict[str, Any]:
     return {**state, "config": complete(state["config"])}
 
 
-_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _with_later_keys, 3: _with_later_keys}
+_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _to_2,
+    2: _with_later_keys,
+    3: _with_later_keys,
+    4: _with_later_keys,
+}

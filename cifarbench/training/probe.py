@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cifarbench.compute import choose_compute, make_deterministic
+from cifarbench.compute import make_deterministic
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts, channel_statistics
@@ -16,7 +16,7 @@ from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer, StepReport
-from cifarbench.training.session import check_sizes, first_model
+from cifarbench.training.session import check_sizes, compute_of, first_model
 from cifarbench.training.setting import Setting
 
 
@@ -42,7 +42,7 @@ def prepare(config: TrainConfig, parts: Parts, observer: Observer) -> Training:
     """
     trainer = config.trainer
     check_sizes(config, parts, World())
-    compute = choose_compute(trainer.device, trainer.precision, trainer.threads)
+    compute = compute_of(trainer)
     make_deterministic(trainer.deterministic, trainer.compile)
     statistics = channel_statistics(parts.train.images)
     train = parts.train.to(compute.device)

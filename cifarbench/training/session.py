@@ -13,7 +13,7 @@ from cifarbench import runs
 from cifarbench.compute import Compute, choose_compute, describe, make_deterministic, synchronise
 from cifarbench.config.durations import seconds
 from cifarbench.config.load import identity, to_plain
-from cifarbench.config.schema import TrainConfig
+from cifarbench.config.schema import TrainConfig, TrainerConfig
 from cifarbench.data.augment import normalise
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.duplicates import test_duplicates
@@ -78,7 +78,7 @@ def train(
         Interrupted: a signal came, and the state is saved.
     """
     trainer = config.trainer
-    compute = choose_compute(trainer.device, trainer.precision, trainer.threads, world.local_rank)
+    compute = compute_of(trainer, world.local_rank)
     make_deterministic(trainer.deterministic, trainer.compile)
     parts = split(data, config.split)
     check_sizes(config, parts, world)
@@ -104,6 +104,12 @@ def train(
             f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
         )
     return _score(training, config, data, parts, run, earlier + prepared + max(training.epoch_end - began, 0.0))
+
+
+def compute_of(trainer: TrainerConfig, local_rank: int = 0) -> Compute:
+    """Where and how to train; our own operations need channels last, and the compiler would not see through them."""
+    own_kernels = trainer.kernels == "auto" and trainer.channels_last and not trainer.compile
+    return choose_compute(trainer.device, trainer.precision, trainer.threads, local_rank, own_kernels)
 
 
 def check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:

@@ -1,0 +1,1 @@
+"""Steps of training on a CPU that are bound by memory, fused; and weight gradients of small maps."""

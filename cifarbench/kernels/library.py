@@ -1,0 +1,91 @@
+"""The C files of this folder as a library of this machine.
+
+It is compiled once, with the machine's own C compiler, kept in the cache, and loaded by ctypes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "weights.c"))
+# No flag changes what a sum is: -ffast-math would, and it would also take numbers that are none for finite ones.
+_FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
+_WIDE = "-mprefer-vector-width=512"
+_SECONDS = 60  # for the compiler, which takes about one
+
+_POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
+_SIGNATURES = {
+    "norm_forward": [_POINTER] * 8 + [_LONG, _LONG, _FLOAT, _INT, _INT],
+    "norm_backward": [_POINTER] * 10 + [_LONG, _LONG, _INT, _INT],
+    "activation_forward": [_POINTER] * 3 + [_LONG, _INT, _INT],
+    "pool_forward": [_POINTER] * 3 + [_LONG] * 4 + [_INT],
+    "pool_backward": [_POINTER] * 3 + [_LONG] * 4 + [_INT],
+    "weight_gradient": [_POINTER] * 3 + [_LONG] * 5 + [_INT],
+    "has_tiles": [],
+}
+
+
+@functools.cache
+def load(bf16: bool) -> ctypes.CDLL | None:
+    """The library for bfloat16 or float32 numbers, or None where it cannot be had: no Linux, no compiler, no OpenMP."""
+    compiler = _compiler()
+    if platform.system() != "Linux" or compiler is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(_built(compiler, ("-DBF16",) if bf16 else ())))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    for name, arguments in _SIGNATURES.items():
+        getattr(library, name).argtypes = arguments
+    return library
+
+
+def _compiler() -> list[str] | None:
+    """The command in $CC, else cc, gcc or clang; None where there is none."""
+    named = shlex.split(os.environ.get("CC", ""))
+    commands = [named] if named else [["cc"], ["gcc"], ["clang"]]
+    return next((command for command in commands if shutil.which(command[0])), None)
+
+
+def _built(compiler: list[str], defines: tuple[str, ...]) -> Path:
+    """The path of the compiled library, compiled now where this source was not yet, for this CPU, by this compiler."""
+    wide = (_WIDE,) if platform.machine() == "x86_64" else ()
+    command = [*compiler, *_FLAGS, *wide, *defines]
+    texts = [source.read_text(encoding="utf-8") for source in _SOURCES]
+    key = hashlib.sha256("\n".join([*command, _cpu(), *texts]).encode()).hexdigest()
+    path = _folder() / f"kernels-{key[:16]}.so"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            made = Path(folder, path.name)
+            subprocess.run(
+                [*command, *map(str, _SOURCES), "-o", str(made), "-lm"],
+                check=True,
+                capture_output=True,
+                timeout=_SECONDS,
+            )
+            made.replace(path)  # at once, as other processes may be doing the same
+    return path
+
+
+def _folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache, "cifarbench", "kernels")
+
+
+def _cpu() -> str:
+    """What the CPU can do: a home folder may be shared by machines that differ."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

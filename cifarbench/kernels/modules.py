@@ -1,0 +1,160 @@
+"""Modules that take our own operations while they train, and torch's otherwise.
+
+`use_kernels` turns the modules of a finished model into these by their class alone: names, parameters, buffers and
+state dicts stay as they were.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cifarbench.kernels import functions
+from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation
+from cifarbench.kernels.library import load
+
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
+
+
+def use_kernels(model: nn.Module, precision: str) -> bool:
+    """Let `model` train with our own operations on the CPU from now on, where they can be had; returns whether it does.
+
+    Args:
+        model: in channels_last memory; it is changed in place, by the classes of its modules.
+        precision: of its passes, "bf16" or "fp32".
+    """
+    library = load(precision == "bf16")
+    if library is None:
+        return False
+    has_tiles = bool(library.has_tiles())
+    for module in model.modules():
+        found = _OWN.get(type(module))
+        if found is not None and (found is not Conv or (has_tiles and _has_own_gradient(module))):
+            module.__class__ = found
+    return True
+
+
+def _is_ready(module: nn.Module, x: Tensor) -> bool:
+    """Whether a training step runs through here with maps that the kernels take."""
+    return (
+        module.training
+        and torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.dtype in (torch.bfloat16, torch.float32)
+        and x.ndim == 4
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=LAYOUT)
+    )
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what this module itself takes or gives."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch norm; in a `Chain`, together with the activation that follows it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        return self.normalised(x, "identity") if self.takes(x) else super().forward(x)
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether `normalised` can be asked for."""
+        return _is_ready(self, x) and self.affine and self.track_running_stats and self.momentum is not None
+
+    def normalised(self, x: Tensor, act: str) -> Tensor:
+        """act(batch norm(x)), and a step of the running statistics."""
+        y, mean, var = NormActivation.apply(x, self.weight, self.bias, self.eps, act)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        count = x.numel() // x.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return y
+
+
+class Chain(nn.Sequential):
+    """A Sequential in which a batch norm and the activation after it are one step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What a Sequential gives."""
+        remaining = list(self)
+        while remaining:
+            module, *remaining = remaining
+            if isinstance(module, Norm) and module.takes(x) and not _is_watched(module):
+                act = _ACTIVATIONS.get(_plain(remaining[0])) if remaining and not _is_watched(remaining[0]) else None
+                remaining = remaining[1:] if act else remaining
+                x = module.normalised(x, act or "identity")
+            else:
+                x = module(x)
+        return x
+
+
+class Gelu(nn.GELU):
+    """GELU whose derivative is worked out with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each number through the activation."""
+        return Activation.apply(x, "gelu") if _is_ready(self, x) else super().forward(x)
+
+
+class Silu(nn.SiLU):
+    """SiLU whose derivative is worked out with it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Each number through the activation."""
+        return Activation.apply(x, "silu") if _is_ready(self, x) else super().forward(x)
+
+
+class Pool(nn.MaxPool2d):
+    """2x2 maximum."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to half of both sides."""
+        is_plain = (self.kernel_size, self.stride, self.padding, self.dilation) == (2, 2, 0, 1)
+        is_even = x.ndim == 4 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+        if is_plain and (is_even or not self.ceil_mode) and _is_ready(self, x):
+            return MaxPool.apply(x)
+        return super().forward(x)
+
+
+class Conv(nn.Conv2d):
+    """3x3 convolution with a weight gradient of our own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K, H, W)."""
+        if _is_ready(self, x) and x.dtype == torch.bfloat16:
+            with torch.autocast("cpu", enabled=False):
+                return functions.Convolution.apply(x, self.weight)
+        return super().forward(x)
+
+
+def _has_own_gradient(module: nn.Module) -> bool:
+    """Whether a convolution is of the kind that `weights.c` is for; with few channels it would mostly add zeros."""
+    assert isinstance(module, nn.Conv2d)
+    shape = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
+    is_plain = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and module.bias is None
+    return is_plain and module.in_channels >= 16 and module.out_channels % 32 == 0
+
+
+def _plain(module: nn.Module) -> type[nn.Module]:
+    """The class that torch knows a module by."""
+    kind = type(module)
+    return kind.__mro__[1] if kind in (Gelu, Silu) else kind
+
+
+_OWN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Sequential: Chain,
+    nn.BatchNorm2d: Norm,
+    nn.GELU: Gelu,
+    nn.SiLU: Silu,
+    nn.MaxPool2d: Pool,
+    nn.Conv2d: Conv,
+}
