@@ -78,7 +78,8 @@ INLINE float activate(float z, float *slope, enum activation act) {
   return z;
 }
 
-INLINE long share(long rows, int thread, int threads) { return rows * thread / threads; }
+/* The first row of a thread of the team, which may be smaller than was asked for. */
+INLINE long share(long rows, int thread, int team) { return rows * thread / team; }
 
 /* Runs `call` with ACT known when this is compiled, so that its loops hold no branches. */
 #define CASE(name, call)                                                                                               \
@@ -127,10 +128,10 @@ static void moments(const number *x, long rows, long channels, float eps, float 
   double *sums = calloc((size_t)threads * 2 * channels, sizeof *sums);
   #pragma omp parallel num_threads(threads)
   {
-    int thread = omp_get_thread_num();
+    int thread = omp_get_thread_num(), team = omp_get_num_threads();
     double *total = sums + (size_t)thread * 2 * channels;
     float *first = malloc(3 * channels * sizeof *first), *part = first + channels;
-    long from = share(rows, thread, threads), to = share(rows, thread + 1, threads);
+    long from = share(rows, thread, team), to = share(rows, thread + 1, team);
     for (long c = 0; c < channels; c++) first[c] = widen(x[c]); /* near the mean, so that little is cancelled */
     for (long start = from; start < to; start += BLOCK) {
       long end = start + BLOCK < to ? start + BLOCK : to;
@@ -168,8 +169,8 @@ void norm_forward(const number *x, number *y, number *slope, const float *weight
   }
   #pragma omp parallel num_threads(threads)
   {
-    int thread = omp_get_thread_num();
-    long from = share(rows, thread, threads), to = share(rows, thread + 1, threads);
+    int thread = omp_get_thread_num(), team = omp_get_num_threads();
+    long from = share(rows, thread, team), to = share(rows, thread + 1, team);
     SPECIALISE(act, apply_rows(x, y, slope, scale, shift, from, to, channels, ACT))
   }
   free(scale);
@@ -223,8 +224,8 @@ void norm_backward(const number *dy, const number *slope, const number *x, const
   }
   #pragma omp parallel num_threads(threads)
   {
-    int thread = omp_get_thread_num();
-    long from = share(rows, thread, threads), to = share(rows, thread + 1, threads);
+    int thread = omp_get_thread_num(), team = omp_get_num_threads();
+    long from = share(rows, thread, team), to = share(rows, thread + 1, team);
     double *total = sums + (size_t)thread * 2 * channels;
     float *part = malloc(2 * channels * sizeof *part);
     SPECIALISE(act, sum_rows(dy, slope, x, scale, shift, mean, part, total, from, to, channels, ACT))
@@ -261,8 +262,8 @@ INLINE void activate_all(const number *restrict x, number *restrict y, number *r
 void activation_forward(const number *x, number *y, number *slope, long count, int act, int threads) {
   #pragma omp parallel num_threads(threads)
   {
-    int thread = omp_get_thread_num();
-    long from = share(count, thread, threads), to = share(count, thread + 1, threads);
+    int thread = omp_get_thread_num(), team = omp_get_num_threads();
+    long from = share(count, thread, team), to = share(count, thread + 1, team);
     if (slope) {
       SPECIALISE(act, activate_all(x, y, slope, from, to, ACT))
     } else {

@@ -182,14 +182,14 @@ int weight_gradient(const number *x, const number *grad, float *dweight, long im
   if (!memory) return 1;
   #pragma omp parallel num_threads(threads)
   {
-    int thread = omp_get_thread_num();
+    int thread = omp_get_thread_num(), team = omp_get_num_threads(); /* perhaps fewer than were asked for */
     char *mine = memory + thread * (each + for_places);
     float *sums = (float *)mine;
     uint32_t *grads = (uint32_t *)(mine + for_sums), *pairs = (uint32_t *)(mine + for_sums + for_grads);
     int32_t *place = (int32_t *)(mine + each);
     memset(sums, 0, for_sums);
     use_tiles();
-    for (long group = groups * thread / threads; group < groups * (thread + 1) / threads; group++) {
+    for (long group = groups * thread / team; group < groups * (thread + 1) / team; group++) {
       long first = group * s.together, left = images - first;
       if (left <= 0) break;
       places(&s, left < s.together ? left : s.together, place);
@@ -206,7 +206,7 @@ int weight_gradient(const number *x, const number *grad, float *dweight, long im
           long block = (tap * s.in_blocks + in / TILE) * s.out_blocks + out / TILE;
           long at = block * SUMS + out % TILE * TILE + in % TILE;
           float sum = 0;
-          for (int other = 0; other < threads; other++)
+          for (int other = 0; other < team; other++)
             sum += ((float *)(memory + other * (each + for_places)))[at];
           dweight[(out * TAPS + tap) * inputs + in] = sum;
         }

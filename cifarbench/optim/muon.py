@@ -102,14 +102,24 @@ class Muon(torch.optim.Optimizer):
         for index, parameter in enumerate(parameters):
             shapes.setdefault((len(parameter), parameter.numel() // len(parameter)), []).append(index)
         for (rows, columns), indices in shapes.items():
-            stacked = torch.stack([updates[index].reshape(rows, columns) for index in indices])
+            stacked = torch.stack([_matrix(updates[index], parameters[index]) for index in indices])
             turned = orthogonalise(stacked, group["steps"], self.dtype)
             scale = -group["lr"] * max(1.0, rows / columns) ** 0.5
             for index, matrix in zip(indices, turned, strict=True):
-                parameter = parameters[index]
+                parameter = _matrix(parameters[index], parameters[index])
                 if group["rescale"]:
                     parameter.mul_(math.sqrt(rows) / (torch.linalg.vector_norm(parameter) + 1e-12))
-                parameter.add_(matrix.view_as(parameter), alpha=scale)
+                parameter.add_(matrix, alpha=scale)
+
+
+def _matrix(values: Tensor, parameter: Tensor) -> Tensor:
+    """`values`, of the shape (R, ...) of `parameter`, as (R, C), the columns in the order that `parameter` lies in.
+
+    So the parameter itself is not copied. The order of the columns is nothing to the iteration.
+    """
+    if parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
+        values = values.permute(0, 2, 3, 1)
+    return values.reshape(len(values), -1)
 
 
 def _add(parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:

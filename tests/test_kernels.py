@@ -1,0 +1,285 @@
+"""Our own operations against torch's in float64, and what a model and a run are with them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TINY, manifest_of, rows_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from processes import shell
+from torch import nn
+
+from cifarbench.kernels import functions
+from cifarbench.kernels.library import load
+from cifarbench.kernels.modules import use_kernels
+from cifarbench.models.resnet import ResNet
+from cifarbench.models.speednet import SpeedNet
+
+needs_compiler = pytest.mark.skipif(load(False) is None, reason="needs Linux and a C compiler with OpenMP")
+needs_amx = pytest.mark.skipif(
+    load(True) is None or not load(True).has_tiles(), reason="needs a CPU with AMX, and a C compiler"
+)
+ACTS = {"identity": lambda z: z, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+SHAPES = [(4, 16, 6, 6), (3, 5, 7, 4), (1, 33, 2, 9), (40, 64, 1, 1), (2, 3, 31, 31)]
+RUN = [
+    *TINY,
+    "trainer.precision=fp32",
+    "trainer.threads=1",
+    "trainer.tensorboard=false",
+    "trainer.test=false",
+    "hydra.run.dir=run",
+]
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Normal numbers about 1, channels last."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(shape, generator=generator) + 1).to(dtype).contiguous(memory_format=torch.channels_last)
+
+
+def in_float64(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, act: str, grad: torch.Tensor):
+    """What batch norm and activation give in float64: the output and the gradients of x, weight and bias."""
+    inputs = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    y = ACTS[act](F.batch_norm(inputs[0], None, None, inputs[1], inputs[2], training=True, eps=1e-5))
+    return y.detach(), *torch.autograd.grad(y, inputs, grad.double())
+
+
+def of_kernels(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, act: str, grad: torch.Tensor):
+    """The same by our operation, in the dtype of x."""
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    y = functions.NormActivation.apply(*inputs, 1e-5, act)[0]
+    return y.detach(), *torch.autograd.grad(y, inputs, grad)
+
+
+def distance(found: torch.Tensor, true: torch.Tensor) -> float:
+    """The norm of the difference as a share of the true norm."""
+    return float((found.double() - true).norm() / true.norm().clamp_min(1e-12))
+
+
+@needs_compiler
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_norm_and_activation_in_fp32_are_those_of_float64(shape, act):
+    x, grad = drawn(*shape), drawn(*shape, seed=1)
+    weight, bias = torch.linspace(-1, 2, shape[1]), torch.linspace(-2, 1, shape[1])
+    for found, true in zip(of_kernels(x, weight, bias, act, grad), in_float64(x, weight, bias, act, grad), strict=True):
+        assert distance(found, true) < 3e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("act", ACTS)
+def test_norm_and_activation_in_bf16_are_as_near_to_float64_as_torch_is(act):
+    x, grad = drawn(8, 24, 9, 9, dtype=torch.bfloat16), drawn(8, 24, 9, 9, seed=1, dtype=torch.bfloat16)
+    weight, bias = torch.linspace(-1, 2, 24), torch.linspace(-2, 1, 24)
+    true = in_float64(x, weight, bias, act, grad)
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    y = ACTS[act](F.batch_norm(*inputs[:1], None, None, *inputs[1:], training=True, eps=1e-5))
+    by_torch = [y.detach(), *torch.autograd.grad(y, inputs, grad)]
+    ours = of_kernels(x, weight, bias, act, grad)
+    assert distance(ours[0], true[0]) < 1.02 * distance(by_torch[0], true[0])
+    # The derivative of the activation is stored in bf16, which is one rounding more.
+    assert distance(ours[1], true[1]) < 1.3 * distance(by_torch[1], true[1])
+    assert max(distance(found, exact) for found, exact in zip(ours[2:], true[2:], strict=True)) < 1e-3
+
+
+@needs_compiler
+def test_statistics_hold_where_the_mean_is_large_beside_the_spread():
+    x = (drawn(16, 8, 8, 8) * 1e-2 + 100).requires_grad_()
+    y, mean, var = functions.NormActivation.apply(x, torch.ones(8), torch.zeros(8), 1e-12, "identity")
+    exact = x.detach().double()
+    torch.testing.assert_close(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(var.double(), exact.var((0, 2, 3), correction=0), rtol=1e-3, atol=0)
+    assert abs(float(y.detach().std()) - 1) < 1e-2
+
+
+@needs_compiler
+@pytest.mark.parametrize("act", ["gelu", "silu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_activation_alone_is_that_of_float64_far_out_too(act, dtype):
+    x = torch.cat([torch.linspace(-12, 12, 999), torch.tensor([-1e4, 1e4, 0.0])]).to(dtype)
+    x = x.view(1, 2, 3, 167).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = functions.Activation.apply(x, act)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    z = x.detach().double().requires_grad_()
+    exact = ACTS[act](z)
+    (steep,) = torch.autograd.grad(exact.sum(), z)
+    rtol, atol = (1e-6, 5e-7) if dtype == torch.float32 else (2**-8, 5e-7)
+    torch.testing.assert_close(y.double(), exact, rtol=rtol, atol=atol)
+    torch.testing.assert_close(slope.double(), steep, rtol=rtol, atol=2 * atol)
+
+
+@needs_compiler
+@pytest.mark.parametrize("act", ACTS)
+def test_what_is_no_number_stays_none(act):
+    x = drawn(2, 4, 3, 3)
+    x[0, 1, 2, 2] = float("nan")
+    y = functions.NormActivation.apply(x, torch.ones(4), torch.zeros(4), 1e-5, act)[0]
+    assert y[:, 1].isnan().all()
+    assert y[:, [0, 2, 3]].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (31, 31), (2, 3)], ids=str)
+def test_pooling_is_torchs_to_the_bit_with_equal_numbers_and_odd_sides(size, dtype):
+    x = torch.randint(-3, 4, (3, 20, *size), generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 0, 0, 0] = float("nan")
+    ours, theirs = (x.clone(memory_format=torch.channels_last).requires_grad_() for _ in range(2))
+    y, expected = functions.MaxPool.apply(ours), F.max_pool2d(theirs, 2)
+    grad = drawn(*y.shape, dtype=dtype)
+    y.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=0)
+
+
+@needs_amx
+@settings(max_examples=40, deadline=None)
+@given(
+    images=st.integers(1, 70),
+    height=st.integers(1, 12),
+    width=st.integers(1, 34),
+    inputs=st.integers(16, 70),
+    outputs=st.sampled_from([32, 64, 96]),
+    threads=st.integers(1, 3),
+)
+def test_weight_gradients_are_those_of_float64_whatever_the_shape(images, height, width, inputs, outputs, threads):
+    x = drawn(images, inputs, height, width, dtype=torch.bfloat16)
+    grad = drawn(images, outputs, height, width, seed=1, dtype=torch.bfloat16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, again = functions.weight_gradient(grad, x), functions.weight_gradient(grad, x)
+    finally:
+        torch.set_num_threads(before)
+    weight = torch.zeros(outputs, inputs, 3, 3, dtype=torch.float64)
+    exact = nn.grad.conv2d_weight(x.double(), weight.shape, grad.double(), padding=1)
+    assert distance(found, exact) < 1e-5
+    assert torch.equal(found, again)
+
+
+def speednet(act: str = "gelu") -> SpeedNet:
+    """A small network with every module that our operations replace."""
+    torch.manual_seed(0)
+    net = SpeedNet(
+        whitening=True, widths=(32, 32, 64), depth=2, residual=False, pooling="max", head="global_max", activation=act,
+        dirac=True, norm_momentum=0.4, norm_eps=1e-12, norm_scale=True,
+    )  # fmt: skip
+    return net.to(memory_format=torch.channels_last)
+
+
+def resnet() -> ResNet:
+    """One with shortcuts, whose last norms have no activation of their own."""
+    torch.manual_seed(0)
+    net = ResNet(
+        block="basic", blocks=(1, 1), widths=(32, 64), stem_width=0, preactivation=False, shortcut="projection",
+        zero_init_residual=False, pooling="max", activation="relu", head="global_average", dropout=0.0, whitening=False,
+        dirac=False,
+    )  # fmt: skip
+    return net.to(memory_format=torch.channels_last)
+
+
+@needs_compiler
+@pytest.mark.parametrize("build", [speednet, lambda: speednet("silu"), resnet], ids=["gelu", "silu", "resnet"])
+def test_a_model_with_kernels_has_the_same_state_loss_gradients_and_statistics(build):
+    plain, own = build(), build()
+    assert use_kernels(own, "fp32")
+    images, targets = drawn(6, 3, 32, 32), torch.arange(6)
+    losses = []
+    for model in (plain, own):
+        losses.append(F.cross_entropy(model(images), targets))
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    for (name, ours), (_, theirs) in zip(own.named_parameters(), plain.named_parameters(), strict=True):
+        if theirs.grad is not None:
+            assert distance(ours.grad, theirs.grad.double()) < 1e-3, name
+    states = plain.state_dict(), own.state_dict()
+    assert list(states[0]) == list(states[1])
+    for name in states[0]:
+        torch.testing.assert_close(states[1][name], states[0][name], rtol=1e-4, atol=1e-5)
+
+
+@needs_amx
+def test_a_model_in_bf16_learns_from_the_gradients_that_fp32_has():
+    reference, torchs, own = speednet(), speednet(), speednet()
+    assert use_kernels(own, "bf16")
+    images, targets = drawn(64, 3, 32, 32), torch.arange(64) % 10
+    F.cross_entropy(reference(images), targets).backward()
+    for model in (torchs, own):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(images).float(), targets)
+        loss.backward()
+    for are_matrices, factor in ((True, 1.0), (False, 1.15)):
+        true, theirs, ours = (gradients(model, are_matrices) for model in (reference, torchs, own))
+        assert distance(ours, true) < factor * distance(theirs, true)
+
+
+def gradients(model: nn.Module, are_matrices: bool) -> torch.Tensor:
+    """The gradients of all matrices, or of all vectors, in one row."""
+    found = [p.grad for p in model.parameters() if p.grad is not None and (p.ndim > 1) == are_matrices]
+    return torch.cat([grad.double().flatten() for grad in found])
+
+
+@needs_compiler
+def test_evaluation_and_copies_are_torchs_own():
+    plain, own = speednet().eval(), speednet()
+    assert use_kernels(own, "fp32")
+    copied = copy.deepcopy(own).eval()
+    images = drawn(2, 3, 32, 32)
+    assert torch.equal(copied(images), plain(images))
+    assert own.training
+
+
+@needs_compiler
+def test_who_watches_a_module_sees_it_at_work():
+    own = speednet()
+    assert use_kernels(own, "fp32")
+    seen = []
+    watched = [own.groups[0].enter[3], own.groups[1].rest[1]]  # an activation, and a norm before one
+    for module in watched:
+        module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    own(drawn(2, 3, 32, 32))
+    assert seen == watched
+
+
+@needs_compiler
+def test_a_run_with_kernels_says_so_and_trains_as_one_without(cli, tmp_path):
+    rows = {}
+    for kernels, known in (("auto", "own"), ("torch", "torch")):
+        words = [*RUN[:-1], f"trainer.kernels={kernels}", f"hydra.run.dir={kernels}"]
+        result = cli("train", *words)
+        assert result.code == 0, result.err
+        assert manifest_of(tmp_path / kernels)["environment"]["kernels"] == known
+        rows[kernels] = rows_of(tmp_path / kernels)
+    for ours, theirs in zip(rows["auto"], rows["torch"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("compiler", ["/no/such/compiler", "false"])
+def test_without_a_compiler_that_works_a_run_takes_torchs_operations(tmp_path, compiler):
+    done = shell("train", *RUN, "trainer.epochs=1", cwd=tmp_path, CC=compiler, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.code == 0, done.err
+    assert manifest_of(tmp_path / "run")["environment"]["kernels"] == "torch"
+
+
+@needs_compiler
+def test_the_library_is_compiled_once_and_then_found(tmp_path):
+    cache = tmp_path / "cache"
+    first = shell("train", *RUN, "trainer.epochs=1", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
+    assert first.code == 0, first.err
+    (built,) = cache.rglob("*.so")
+    before = built.stat()
+    again = shell(
+        "train", *RUN[:-1], "hydra.run.dir=again", "trainer.epochs=1", cwd=tmp_path, XDG_CACHE_HOME=str(cache)
+    )
+    assert again.code == 0, again.err
+    assert [*cache.rglob("*.so")] == [built]
+    assert (built.stat().st_ino, built.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert json.loads((tmp_path / "again" / "run.json").read_text())["environment"]["kernels"] == "own"
+    assert os.listdir(built.parent) == [built.name]
