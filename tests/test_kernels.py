@@ -164,6 +164,21 @@ def test_weight_gradients_are_those_of_float64_whatever_the_shape(images, height
     assert torch.equal(found, again)
 
 
+@needs_amx
+def test_a_convolution_with_a_bias_has_the_gradients_of_float64():
+    x, grad = drawn(5, 24, 7, 7, dtype=torch.bfloat16), drawn(5, 32, 7, 7, seed=1, dtype=torch.bfloat16)
+    weight, bias = drawn(32, 24, 3, 3, seed=2) / 16, torch.linspace(-1, 1, 32)
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
+    y = functions.Convolution.apply(*inputs)
+    # Products are of weights in bf16, as autocast rounds them.
+    exact = [tensor.bfloat16().double().requires_grad_() for tensor in (x, weight, bias)]
+    true = F.conv2d(*exact, padding=1)
+    assert distance(y.detach(), true.detach()) < 3e-3
+    found, expected = torch.autograd.grad(y, inputs, grad), torch.autograd.grad(true, exact, grad.double())
+    for ours, theirs, most in zip(found, expected, (3e-3, 1e-5, 1e-5), strict=True):
+        assert distance(ours, theirs) < most
+
+
 def speednet(act: str = "gelu") -> SpeedNet:
     """A small network with every module that our operations replace."""
     torch.manual_seed(0)

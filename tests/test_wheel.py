@@ -28,6 +28,8 @@ def test_the_wheel_holds_every_config_and_no_test(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"cifarbench/conf/{path.relative_to(ROOT / 'conf').as_posix()}" in names
+    for path in (ROOT / "cifarbench").rglob("*.c"):
+        assert path.relative_to(ROOT).as_posix() in names
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
 
 

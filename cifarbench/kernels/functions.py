@@ -118,25 +118,26 @@ class MaxPool(torch.autograd.Function):
 class Convolution(torch.autograd.Function):
     """3x3 convolution, stride 1, zero padding 1, bfloat16, whose weight gradient is that of `weights.c`, in float32.
 
-    The weights are float32, and their channels a multiple of 32: (K, C, 3, 3).
+    The weights (K, C, 3, 3), K a multiple of 32, and the bias (K,), or None, are float32.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """(N, C, H, W) and (K, C, 3, 3) to (N, K, H, W)."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(N, C, H, W) to (N, K, H, W)."""
         rounded = weight.to(x.dtype)
         ctx.save_for_backward(x, rounded)
-        return torch.conv2d(x, rounded, padding=1)
+        return torch.conv2d(x, rounded, None if bias is None else bias.to(x.dtype), padding=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The gradients of x and weight."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
         grad = grad.contiguous(memory_format=LAYOUT)
-        by_input, by_weight = ctx.needs_input_grad
+        by_input, by_weight, by_bias = ctx.needs_input_grad
         dx = _input_gradient(grad, x, weight) if by_input else None
-        return dx, weight_gradient(grad, x) if by_weight else None
+        dbias = grad.sum((0, 2, 3), dtype=torch.float32) if by_bias else None
+        return dx, weight_gradient(grad, x) if by_weight else None, dbias
 
 
 def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -41,7 +41,10 @@ def load(bf16: bool) -> ctypes.CDLL | None:
     if platform.system() != "Linux" or compiler is None:
         return None
     try:
-        library = ctypes.CDLL(str(_built(compiler, ("-DBF16",) if bf16 else ())))
+        path = _built(compiler, ("-DBF16",) if bf16 else ())
+        if path.stat().st_uid != os.getuid():  # what somebody else put there is not run
+            return None
+        library = ctypes.CDLL(str(path))
     except (OSError, subprocess.SubprocessError):
         return None
     for name, arguments in _SIGNATURES.items():
@@ -64,7 +67,7 @@ def _built(compiler: list[str], defines: tuple[str, ...]) -> Path:
     key = hashlib.sha256("\n".join([*command, _cpu(), *texts]).encode()).hexdigest()
     path = _folder() / f"kernels-{key[:16]}.so"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder, path.name)
             subprocess.run(

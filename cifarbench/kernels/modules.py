@@ -132,7 +132,7 @@ class Conv(nn.Conv2d):
         """(N, C, H, W) to (N, K, H, W)."""
         if _is_ready(self, x) and x.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
-                return functions.Convolution.apply(x, self.weight)
+                return functions.Convolution.apply(x, self.weight, self.bias)
         return super().forward(x)
 
 
@@ -140,7 +140,7 @@ def _has_own_gradient(module: nn.Module) -> bool:
     """Whether a convolution is of the kind that `weights.c` is for; with few channels it would mostly add zeros."""
     assert isinstance(module, nn.Conv2d)
     shape = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
-    is_plain = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and module.bias is None
+    is_plain = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
     return is_plain and module.in_channels >= 16 and module.out_channels % 32 == 0
 
 
