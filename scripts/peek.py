@@ -150,7 +150,7 @@ def _epoch_scores(run: runs.RunDirectory, data: Any, parts: Any, epoch: int) -> 
     portion = parts.test.open()
     images = portion.images.to(compute.device)
     layout = trained.config.trainer.channels_last
-    logits = predict(trained.on(compute.device), images, trained.statistics, compute, "none", layout).cpu()
+    logits = predict(trained.on(compute), images, trained.statistics, compute, "none", layout).cpu()
     duplicates = test_duplicates(parts, data.fingerprint)
     return {**score(logits, portion.targets, data.classes, parts.test.official, duplicates), "tta": "none"}, logits
 

@@ -48,7 +48,7 @@ def score_checkpoint(
     data = load_images(trained.config.data)
     parts = split(data, trained.config.split)
     _check_split(path, trained.passport["split"]["fingerprint"], parts.fingerprint)
-    model, trainer = trained.on(compute.device), trained.config.trainer
+    model, trainer = trained.on(compute), trained.config.trainer
     portion, official = _portion(config.portion, parts, home)
     images = portion.images.to(compute.device)
     tta = trainer.tta if config.tta == "auto" else config.tta

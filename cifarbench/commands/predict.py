@@ -91,7 +91,7 @@ def _asker(trained: Any, config: PredictConfig) -> Callable[[list[tuple[dict[str
     from cifarbench.evaluation.predict import predict
 
     compute = trained.compute(config.device, config.precision, config.threads)
-    model, trainer = trained.on(compute.device), trained.config.trainer
+    model, trainer = trained.on(compute), trained.config.trainer
     tta = trainer.tta if config.tta == "auto" else config.tta
 
     def ask(waiting: list[tuple[dict[str, Any], Any]]) -> None:

@@ -66,6 +66,16 @@ class NormActivation(torch.autograd.Function):
         return dx, dweight, dbias, None, None
 
 
+def affine_activation(x: Tensor, scale: Tensor, shift: Tensor, act: str) -> Tensor:
+    """act(x * scale + shift) of maps (N, C, H, W), by (C,) float32; no gradient."""
+    y = torch.empty_like(x)
+    rows, channels = x.numel() // x.shape[1], x.shape[1]
+    library_for(x).affine_forward(
+        *map(_at, (x, y, scale, shift)), rows, channels, ACTIVATIONS[act], torch.get_num_threads()
+    )
+    return y
+
+
 class Activation(torch.autograd.Function):
     """act(x) of a tensor without gaps, whatever its shape."""
 

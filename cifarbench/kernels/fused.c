@@ -176,6 +176,17 @@ void norm_forward(const number *x, number *y, number *slope, const float *weight
   free(scale);
 }
 
+/* y = act(x * scale + shift): batch norm in evaluation, with its activation. */
+void affine_forward(const number *x, number *y, const float *scale, const float *shift, long rows, long channels,
+                    int act, int threads) {
+  #pragma omp parallel num_threads(threads)
+  {
+    int thread = omp_get_thread_num(), team = omp_get_num_threads();
+    long from = share(rows, thread, team), to = share(rows, thread + 1, team);
+    SPECIALISE(act, apply_rows(x, y, (number *)0, scale, shift, from, to, channels, ACT))
+  }
+}
+
 INLINE void sum_rows(const number *restrict dy, const number *restrict slope, const number *restrict x,
                      const float *restrict scale, const float *restrict shift, const float *restrict mean,
                      float *restrict part, double *restrict total, long from, long to, long channels,

@@ -26,6 +26,7 @@ _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ct
 _SIGNATURES = {
     "norm_forward": [_POINTER] * 8 + [_LONG, _LONG, _FLOAT, _INT, _INT],
     "norm_backward": [_POINTER] * 10 + [_LONG, _LONG, _INT, _INT],
+    "affine_forward": [_POINTER] * 4 + [_LONG, _LONG, _INT, _INT],
     "activation_forward": [_POINTER] * 3 + [_LONG, _INT, _INT],
     "pool_forward": [_POINTER] * 3 + [_LONG] * 4 + [_INT],
     "pool_backward": [_POINTER] * 3 + [_LONG] * 4 + [_INT],

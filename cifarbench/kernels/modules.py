@@ -1,4 +1,4 @@
-"""Modules that take our own operations while they train, and torch's otherwise.
+"""Modules that take our own operations in training steps and in evaluation on a CPU, and torch's otherwise.
 
 `use_kernels` turns the modules of a finished model into these by their class alone: names, parameters, buffers and
 state dicts stay as they were.
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from cifarbench.kernels import functions
-from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation
+from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
 
 
 def use_kernels(model: nn.Module, precision: str) -> bool:
-    """Let `model` train with our own operations on the CPU from now on, where they can be had; returns whether it does.
+    """Let `model` work with our own operations on the CPU from now on, where they can be had; returns whether it does.
 
     Args:
         model: in channels_last memory; it is changed in place, by the classes of its modules.
@@ -34,11 +34,10 @@ def use_kernels(model: nn.Module, precision: str) -> bool:
     return True
 
 
-def _is_ready(module: nn.Module, x: Tensor) -> bool:
-    """Whether a training step runs through here with maps that the kernels take."""
+def _takes(module: nn.Module, x: Tensor) -> bool:
+    """Whether these are maps for the kernels, in a training step or in evaluation without gradients."""
     return (
-        module.training
-        and torch.is_grad_enabled()
+        module.training == torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.ndim == 4
@@ -63,20 +62,24 @@ class Norm(nn.BatchNorm2d):
 
     def takes(self, x: Tensor) -> bool:
         """Whether `normalised` can be asked for."""
-        return _is_ready(self, x) and self.affine and self.track_running_stats and self.momentum is not None
+        return _takes(self, x) and self.affine and self.track_running_stats and self.momentum is not None
 
     def normalised(self, x: Tensor, act: str) -> Tensor:
-        """act(batch norm(x)), and a step of the running statistics."""
-        y, mean, var = NormActivation.apply(x, self.weight, self.bias, self.eps, act)
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
+        """act(batch norm(x)); in training with a step of the running statistics."""
+        mean, variance, steps, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
+        assert mean is not None
+        assert variance is not None
+        assert steps is not None
+        assert momentum is not None
+        if not self.training:
+            scale = self.weight * torch.rsqrt(variance + self.eps)
+            return affine_activation(x, scale, self.bias - mean * scale, act)
+        y, batch_mean, batch_variance = NormActivation.apply(x, self.weight, self.bias, self.eps, act)
         count = x.numel() // x.shape[1]
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * (count / max(count - 1, 1)), self.momentum)
-            self.num_batches_tracked.add_(1)
+            mean.lerp_(batch_mean, momentum)
+            variance.lerp_(batch_variance * (count / max(count - 1, 1)), momentum)
+            steps.add_(1)
         return y
 
 
@@ -102,7 +105,7 @@ class Gelu(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each number through the activation."""
-        return Activation.apply(x, "gelu") if _is_ready(self, x) else super().forward(x)
+        return Activation.apply(x, "gelu") if _takes(self, x) else super().forward(x)
 
 
 class Silu(nn.SiLU):
@@ -110,7 +113,7 @@ class Silu(nn.SiLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each number through the activation."""
-        return Activation.apply(x, "silu") if _is_ready(self, x) else super().forward(x)
+        return Activation.apply(x, "silu") if _takes(self, x) else super().forward(x)
 
 
 class Pool(nn.MaxPool2d):
@@ -120,7 +123,7 @@ class Pool(nn.MaxPool2d):
         """(N, C, H, W) to half of both sides."""
         is_plain = (self.kernel_size, self.stride, self.padding, self.dilation) == (2, 2, 0, 1)
         is_even = x.ndim == 4 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-        if is_plain and (is_even or not self.ceil_mode) and _is_ready(self, x):
+        if is_plain and (is_even or not self.ceil_mode) and _takes(self, x):
             return MaxPool.apply(x)
         return super().forward(x)
 
@@ -130,7 +133,7 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
-        if _is_ready(self, x) and x.dtype == torch.bfloat16:
+        if self.training and _takes(self, x) and x.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
                 return functions.Convolution.apply(x, self.weight, self.bias)
         return super().forward(x)

@@ -152,7 +152,7 @@ def _score(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
     compute = trained.compute("cpu", "auto", threads)
     portion, trainer = found.parts.test.open(), _written(run).trainer
     logits = predict(
-        trained.on(compute.device), portion.images, trained.statistics, compute, trainer.tta, trainer.channels_last
+        trained.on(compute), portion.images, trained.statistics, compute, trainer.tta, trainer.channels_last
     )
     again = score(logits, portion.targets, found.data.classes, found.parts.test.official)["accuracy"]
     stored = read_predictions(run).right.double().mean().item()

@@ -67,7 +67,7 @@ def average_weights(homes: Sequence[Path], members: Sequence[Predictions], root:
     for home in homes:
         runs.count_opening(home)
     portion = parts.test.open()
-    model = first.on(compute.device)
+    model = first.on(compute)
     logits = predict(model, portion.images, first.statistics, compute, trainer.tta, trainer.channels_last)
     answers = Predictions(portion.indices, portion.targets, logits)
     state = {**first.state, "model": dict(model.state_dict()), "ema": {}}

@@ -18,6 +18,7 @@ from cifarbench.data.dataset import CLASSES
 from cifarbench.data.synthetic import CLASSES as DRAWN_CLASSES
 from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.evaluation.predict import Statistics
+from cifarbench.kernels.modules import use_kernels
 from cifarbench.training import checkpoint
 from cifarbench.training.resume import stored_config
 from cifarbench.training.session import build_model
@@ -60,12 +61,15 @@ class Trained:
         free = "auto" in (device, precision)  # where both are typed, they are taken or refused as they are
         if chosen == "fp16" and free and choose_compute(device, "fp32", threads).device.type == "cpu":
             chosen = "fp32"
-        return choose_compute(device, chosen, threads)
+        return choose_compute(device, chosen, threads, own_kernels=before.get("kernels") == "own")
 
-    def on(self, device: torch.device) -> nn.Module:
-        """The model on `device`, in the memory layout that it was trained in."""
+    def on(self, compute: Compute) -> nn.Module:
+        """The model on the device of `compute`, in the memory layout and with the operations that it was trained in."""
         layout = torch.channels_last if self.config.trainer.channels_last else torch.contiguous_format
-        return self.model.to(device).to(memory_format=layout)
+        model = self.model.to(compute.device).to(memory_format=layout)
+        if compute.own_kernels:
+            use_kernels(model, compute.precision)
+        return model
 
 
 def find_checkpoint(run: str | None, path: str | None, which: str = "tested") -> Path:
