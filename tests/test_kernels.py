@@ -18,6 +18,7 @@ from torch import nn
 from cifarbench.kernels import functions
 from cifarbench.kernels.library import load
 from cifarbench.kernels.modules import use_kernels
+from cifarbench.models.layer_table import layer_table
 from cifarbench.models.resnet import ResNet
 from cifarbench.models.speednet import SpeedNet
 
@@ -269,6 +270,17 @@ def test_who_watches_a_module_sees_it_at_work():
         module.register_forward_hook(lambda module, inputs, output: seen.append(module))
     own(drawn(2, 3, 32, 32))
     assert seen == watched
+
+
+@needs_compiler
+@pytest.mark.parametrize("build", [speednet, resnet], ids=["speednet", "resnet"])
+def test_the_table_of_layers_is_the_same(build):
+    plain, own = build(), build()
+    assert use_kernels(own, "fp32")
+    plain_rows, rows = layer_table(plain), layer_table(own)
+    assert [(row.layer, row.shape, row.flops, row.field) for row in rows] == [
+        (row.layer, row.shape, row.flops, row.field) for row in plain_rows
+    ]
 
 
 @needs_compiler

@@ -34,22 +34,26 @@ def use_kernels(model: nn.Module, precision: str) -> bool:
     return True
 
 
+def _is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what this module itself takes or gives."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
 def _takes(module: nn.Module, x: Tensor) -> bool:
-    """Whether these are maps for the kernels, in a training step or in evaluation without gradients."""
+    """Whether these are maps for the kernels, in a training step or in evaluation without gradients.
+
+    A module that is watched works by torch's operations, which tables of layers follow.
+    """
     return (
         module.training == torch.is_grad_enabled()
+        and not _is_watched(module)
         and x.device.type == "cpu"
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.ndim == 4
         and x.numel() > 0
         and x.is_contiguous(memory_format=LAYOUT)
-    )
-
-
-def _is_watched(module: nn.Module) -> bool:
-    """Whether somebody looks at what this module itself takes or gives."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
@@ -91,7 +95,7 @@ class Chain(nn.Sequential):
         remaining = list(self)
         while remaining:
             module, *remaining = remaining
-            if isinstance(module, Norm) and module.takes(x) and not _is_watched(module):
+            if isinstance(module, Norm) and module.takes(x):
                 act = _ACTIVATIONS.get(_plain(remaining[0])) if remaining and not _is_watched(remaining[0]) else None
                 remaining = remaining[1:] if act else remaining
                 x = module.normalised(x, act or "identity")
