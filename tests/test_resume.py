@@ -121,7 +121,8 @@ def on_terminal(name: str) -> None:
 def test_a_closed_terminal_saves_the_step(cli, tmp_path):
     ours, theirs = pty.openpty()
     prepare = functools.partial(on_terminal, os.ttyname(theirs))
-    process = forked("train", *RICH, "hydra.run.dir=run", cwd=tmp_path, log=tmp_path / "log", prepare=prepare)
+    words = [*RICH, "trainer.epochs=20", "hydra.run.dir=run"]
+    process = forked("train", *words, cwd=tmp_path, log=tmp_path / "log", prepare=prepare)
     wait_for_step(process, tmp_path / "run", 1)
     os.close(theirs)
     os.close(ours)

@@ -87,14 +87,17 @@ def in_fork(folder: Path, argv: Sequence[str]) -> None:
 
 
 def warm(folder: Path) -> None:
-    """Import what the commands of the corpus imported, and compose once, so that a fork finds it all done."""
+    """Import what the commands of the corpus imported, compose and compile once, so that a fork finds it all done."""
     from cifarbench.commands.hydra_app import compose
+    from cifarbench.kernels.library import load
 
     for name in dict.fromkeys((folder / "modules.txt").read_text(encoding="utf-8").split()):
         if name not in sys.modules and not name.startswith("__"):
             with contextlib.suppress(ImportError):  # a name that a package made up at run time
                 importlib.import_module(name)
     compose("train", list(TINY))
+    for bf16 in (False, True):
+        load(bf16)
 
 
 def copy(folder: Path, names: Sequence[str], target: Path) -> None:
