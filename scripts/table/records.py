@@ -210,4 +210,5 @@ def hardware(facts: dict[str, Any]) -> str:
     threads = f", {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}" if facts["device"] == "cpu" else ""
     processes = f", {facts['processes']} processes" if facts["processes"] > 1 else ""
     versions = f"torch {facts['torch']}, Python {facts['python']}, cifarbench {facts['cifarbench']}"
-    return f"{facts['device_name']}{threads}{processes}, {facts['precision']}, {versions}"
+    kernels = ", own kernels" if facts.get("kernels") == "own" else ""
+    return f"{facts['device_name']}{threads}{processes}, {facts['precision']}{kernels}, {versions}"

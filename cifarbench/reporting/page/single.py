@@ -160,6 +160,7 @@ def timing(record: Record) -> list[tuple[str, str]]:
         ("FLOP per image", _mega(record.number("model", "flops"))),
         ("device", device),
         ("precision", _text(look_at("environment", "precision"))),
+        ("kernels", _text(look_at("environment", "kernels"))),
         (
             "threads, processes",
             f"{_text(look_at('environment', 'threads'))}, {_text(look_at('environment', 'processes'))}",
