@@ -48,8 +48,8 @@ tensorboard: $(READY) ## Serve the logs of outputs/ at http://localhost:6006
 	$(BIN)/tensorboard --logdir outputs --port 6006
 
 benchmark: $(READY) ## Measure the loop against a bare one, a tutorial-style one, and torch's own operations
-	$(RUN) bench data=synthetic model=vgg trainer.batch_size=128 bench.tutorial=true "bench.against=['trainer.kernels=torch']" $(ARGS)
-	$(RUN) bench data=synthetic model=resnet trainer.batch_size=128 bench.tutorial=true "bench.against=['trainer.kernels=torch']" $(ARGS)
+	$(RUN) bench data=synthetic model=vgg bench.tutorial=true "bench.against=['trainer.kernels=torch']" $(ARGS)
+	$(RUN) bench data=synthetic model=resnet bench.tutorial=true "bench.against=['trainer.kernels=torch']" $(ARGS)
 
 reproduce: $(READY) ## Run the rows of RESULTS.md: PROFILE=quick (drawn images), cpu or gpu
 	$(BIN)/python scripts/reproduce.py --profile $(PROFILE) $(ARGS)

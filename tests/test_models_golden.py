@@ -24,6 +24,7 @@ TUTORIAL = {
     "head": "flatten",
     "hidden": (1024, 512),
     "dropout": 0.1,
+    "init": "torch",
 }
 AS_PUBLISHED = {"whitening": False, "pooling": "stride"}
 RESNET20 = {"blocks": (3, 3, 3), "widths": (16, 32, 64), "shortcut": "pad", **AS_PUBLISHED}

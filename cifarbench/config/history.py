@@ -27,7 +27,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     },
 }
 _LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
-    "simple_cnn": {"whitening": False, "dirac": False},
+    "simple_cnn": {"whitening": False, "dirac": False, "init": "he"},
     "vgg": {"whitening": False, "dirac": False},
     "resnet": {"whitening": False, "dirac": False, "pooling": "stride", "head": "global_average"},
 }

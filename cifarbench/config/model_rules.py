@@ -8,6 +8,7 @@ ELEMENTWISE = ("relu", "leaky_relu", "silu", "gelu", "elu", "sigmoid", "tanh")
 ACTIVATIONS = (*ELEMENTWISE, "maxout")
 POOLINGS = ("max", "average", "stride")
 HEADS = ("global_average", "global_max", "flatten")
+INITS = ("he", "torch")
 GLOBAL_HEADS = ("global_average", "global_max")
 VGG_DEPTHS = (11, 13, 16, 19)
 IMAGE_SIZE = 32  # px, both sides

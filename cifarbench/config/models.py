@@ -24,6 +24,7 @@ from cifarbench.config.model_rules import (
     HEADS,
     HIDDEN,
     IMAGE_SIZE,
+    INITS,
     POOLING,
     POOLINGS,
     VGG_DEPTHS,
@@ -54,6 +55,7 @@ class SimpleCNNConfig:
     dropout: float = key(HEAD_DROPOUT, ge=0, lt=1)
     whitening: bool = key(WHITENING)
     dirac: bool = key(DIRAC)
+    init: str = key("First weights: he, as in every family; torch, its layers' own, as in tutorials.", choices=INITS)
 
     def __post_init__(self) -> None:
         """Check that the lists are one block each, that the map stays above 0 px, and that `hidden` has its head."""

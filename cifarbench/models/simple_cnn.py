@@ -7,6 +7,8 @@ b blocks leave a map of 32 / 2^b pixels a side, so there can be five at most.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from cifarbench.models.layers import IMAGE_SIZE, activation, conv, dirac_, init_weights, look_up, pieces, pooling
@@ -14,6 +16,7 @@ from cifarbench.models.layers import head as build_head
 from cifarbench.models.registry import register
 from cifarbench.models.whitening import stem
 
+INITS: dict[str, Callable[[nn.Module], object]] = {"he": init_weights, "torch": lambda model: None}
 # Which of a block's two convolutions a batch norm follows.
 NORMS = {"all": (True, True), "first": (True, False), "none": (False, False)}
 
@@ -53,6 +56,7 @@ class SimpleCNN(nn.Module):
         dropout: the head's dropout.
         whitening: a frozen whitening layer before the first block.
         dirac: the first filters of every convolution start as the identity.
+        init: `he` (`layers.init_weights`), or `torch`, the weights that its layers draw by themselves.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class SimpleCNN(nn.Module):
         dropout: float,
         whitening: bool,
         dirac: bool,
+        init: str,
     ) -> None:
         super().__init__()
         self.stem, inputs = stem(whitening, activation)
@@ -81,7 +86,7 @@ class SimpleCNN(nn.Module):
             inputs = second
         size = IMAGE_SIZE >> len(first_widths)
         self.head = build_head(head, inputs, size, hidden=hidden, act=activation, dropout=dropout)
-        init_weights(self)
+        look_up("init", init, INITS)(self)
         if dirac:
             dirac_(self)
 
