@@ -262,3 +262,14 @@ def test_first_weights_have_the_stated_spread():
     for layer, std in zip(model, (math.sqrt(2 / (128 * 9)), math.sqrt(2 / 9), math.sqrt(2 / 300), 0.01), strict=True):
         assert layer.weight.std().item() == pytest.approx(std, rel=0.06)
         assert layer.bias is None or not layer.bias.any()
+
+
+def test_the_tutorials_first_weights_are_those_that_torchs_layers_draw():
+    """Weights and biases uniform in ±1/√fan-in (He et al. 2015 with a = √5), which ours exceed; our biases are 0."""
+    for init, is_torchs in (("torch", True), ("he", False)):
+        torch.manual_seed(0)
+        model = build("simple_cnn", **{**TUTORIAL, "init": init})
+        layers_ = [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
+        within = [bool(module.weight.abs().max() <= module.weight[0].numel() ** -0.5) for module in layers_]
+        assert all(within) == is_torchs
+        assert all(bool(module.bias.any()) == is_torchs for module in layers_)
