@@ -296,7 +296,66 @@ def test_a_run_with_kernels_says_so_and_trains_as_one_without(cli, tmp_path):
         assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
-@pytest.mark.parametrize("compiler", ["/no/such/compiler", "false"])
+@needs_compiler
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.GELU(approximate="tanh"), (2, 8, 4, 4)),
+        (nn.BatchNorm2d(8, momentum=None), (2, 8, 4, 4)),
+        (nn.BatchNorm2d(8, affine=False), (2, 8, 4, 4)),
+        (nn.BatchNorm2d(8, track_running_stats=False), (2, 8, 4, 4)),
+        (nn.BatchNorm2d(8, dtype=torch.float64), (2, 8, 4, 4)),
+        (nn.MaxPool2d(3, 2), (2, 8, 7, 7)),
+        (nn.MaxPool2d(2, ceil_mode=True), (2, 8, 7, 7)),
+        (nn.Sequential(nn.BatchNorm2d(8), nn.GELU(approximate="tanh")), (2, 8, 4, 4)),
+        (nn.Sequential(nn.BatchNorm2d(8), nn.Tanh()), (2, 8, 4, 4)),
+    ],
+    ids=str,
+)
+def test_layers_with_other_options_do_what_torch_does(layer, shape):
+    own, plain = copy.deepcopy(layer), copy.deepcopy(layer)
+    assert use_kernels(own, "fp32")
+    x = drawn(*shape)
+    x = x.double() if next(iter(layer.state_dict().values()), x).dtype == torch.float64 else x
+    for _ in range(2):  # in training, then in evaluation
+        torch.testing.assert_close(own(x), plain(x), rtol=1e-5, atol=1e-6)
+        own.eval()
+        plain.eval()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [(nn.BatchNorm2d(8), (2, 16, 4, 4)), (nn.BatchNorm2d(8), (1, 8, 1, 1)), (nn.MaxPool2d(2), (2, 8, 1, 4))],
+    ids=["channels", "one value", "too small"],
+)
+def test_what_torch_refuses_is_refused(layer, shape):
+    own = copy.deepcopy(layer)
+    assert use_kernels(own, "fp32")
+    with pytest.raises((RuntimeError, ValueError)) as expected:
+        layer(drawn(*shape))
+    with pytest.raises(expected.type):
+        own(drawn(*shape))
+
+
+@needs_compiler
+def test_indices_of_a_pooling_are_given():
+    layer = nn.MaxPool2d(2, return_indices=True)
+    assert use_kernels(layer, "fp32")
+    assert len(layer(drawn(3, 8, 4, 4))) == 2
+
+
+@needs_compiler
+def test_a_library_that_others_can_write_is_not_loaded(tmp_path):
+    cache = tmp_path / "cache"
+    (cache / "cifarbench" / "kernels").mkdir(parents=True)
+    (cache / "cifarbench" / "kernels").chmod(0o777)
+    done = shell("train", *RUN, "trainer.epochs=1", cwd=tmp_path, XDG_CACHE_HOME=str(cache))
+    assert done.code == 0, done.err
+    assert manifest_of(tmp_path / "run")["environment"]["kernels"] == "torch"
+
+
+@pytest.mark.parametrize("compiler", ["/no/such/compiler", "false", '"'])
 def test_without_a_compiler_that_works_a_run_takes_torchs_operations(tmp_path, compiler):
     done = shell("train", *RUN, "trainer.epochs=1", cwd=tmp_path, CC=compiler, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert done.code == 0, done.err

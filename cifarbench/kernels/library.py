@@ -12,6 +12,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -38,26 +39,34 @@ _SIGNATURES = {
 @functools.cache
 def load(bf16: bool) -> ctypes.CDLL | None:
     """The library for bfloat16 or float32 numbers, or None where it cannot be had: no Linux, no compiler, no OpenMP."""
-    compiler = _compiler()
-    if platform.system() != "Linux" or compiler is None:
+    if platform.system() != "Linux":
         return None
     try:
-        path = _built(compiler, ("-DBF16",) if bf16 else ())
-        if path.stat().st_uid != os.getuid():  # what somebody else put there is not run
+        path = _built(_compiler(), ("-DBF16",) if bf16 else ())
+        if not (_is_ours(path.parent) and _is_ours(path)):
             return None
         library = ctypes.CDLL(str(path))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, ValueError, subprocess.SubprocessError):
         return None
     for name, arguments in _SIGNATURES.items():
         getattr(library, name).argtypes = arguments
     return library
 
 
-def _compiler() -> list[str] | None:
-    """The command in $CC, else cc, gcc or clang; None where there is none."""
+def _is_ours(path: Path) -> bool:
+    """Whether nobody else can have put there what is at `path`: it is not run otherwise."""
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _compiler() -> list[str]:
+    """The command in $CC, else cc, gcc or clang; OSError where there is none, ValueError where $CC cannot be read."""
     named = shlex.split(os.environ.get("CC", ""))
     commands = [named] if named else [["cc"], ["gcc"], ["clang"]]
-    return next((command for command in commands if shutil.which(command[0])), None)
+    found = next((command for command in commands if shutil.which(command[0])), None)
+    if found is None:
+        raise FileNotFoundError("there is no C compiler.")
+    return found
 
 
 def _built(compiler: list[str], defines: tuple[str, ...]) -> Path:
@@ -77,6 +86,7 @@ def _built(compiler: list[str], defines: tuple[str, ...]) -> Path:
                 capture_output=True,
                 timeout=_SECONDS,
             )
+            made.chmod(0o700)
             made.replace(path)  # at once, as other processes may be doing the same
     return path
 

@@ -13,8 +13,6 @@ from cifarbench.kernels import functions
 from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
 
-_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
-
 
 def use_kernels(model: nn.Module, precision: str) -> bool:
     """Let `model` work with our own operations on the CPU from now on, where they can be had; returns whether it does.
@@ -29,9 +27,21 @@ def use_kernels(model: nn.Module, precision: str) -> bool:
     has_tiles = bool(library.has_tiles())
     for module in model.modules():
         found = _OWN.get(type(module))
-        if found is not None and (found is not Conv or (has_tiles and _has_own_gradient(module))):
+        if found is not None and _is_of_the_kind(module, has_tiles):
             module.__class__ = found
     return True
+
+
+def _is_of_the_kind(module: nn.Module, has_tiles: bool) -> bool:
+    """Whether a module's options are those that the kernels are for."""
+    if isinstance(module, nn.Conv2d):
+        return has_tiles and _has_own_gradient(module)
+    if isinstance(module, nn.MaxPool2d):
+        shape = module.kernel_size, module.stride, module.padding, module.dilation, module.return_indices
+        return shape == (2, 2, 0, 1, False)
+    if isinstance(module, nn.BatchNorm2d):
+        return module.affine and module.track_running_stats and module.momentum is not None
+    return not isinstance(module, nn.GELU) or module.approximate == "none"
 
 
 def _is_watched(module: nn.Module) -> bool:
@@ -65,8 +75,15 @@ class Norm(nn.BatchNorm2d):
         return self.normalised(x, "identity") if self.takes(x) else super().forward(x)
 
     def takes(self, x: Tensor) -> bool:
-        """Whether `normalised` can be asked for."""
-        return _takes(self, x) and self.affine and self.track_running_stats and self.momentum is not None
+        """Whether `normalised` can be asked for; what torch refuses, or has in other numbers, is left to it."""
+        return (
+            _takes(self, x)
+            and x.shape[1] == self.num_features
+            and self.weight.dtype == self.bias.dtype == torch.float32
+            and self.running_mean is not None
+            and self.running_mean.dtype == torch.float32
+            and not (self.training and x.numel() == x.shape[1])
+        )
 
     def normalised(self, x: Tensor, act: str) -> Tensor:
         """act(batch norm(x)); in training with a step of the running statistics."""
@@ -96,7 +113,7 @@ class Chain(nn.Sequential):
         while remaining:
             module, *remaining = remaining
             if isinstance(module, Norm) and module.takes(x):
-                act = _ACTIVATIONS.get(_plain(remaining[0])) if remaining and not _is_watched(remaining[0]) else None
+                act = _ACTIVATIONS.get(type(remaining[0])) if remaining and not _is_watched(remaining[0]) else None
                 remaining = remaining[1:] if act else remaining
                 x = module.normalised(x, act or "identity")
             else:
@@ -125,10 +142,10 @@ class Pool(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to half of both sides."""
-        is_plain = (self.kernel_size, self.stride, self.padding, self.dilation) == (2, 2, 0, 1)
-        is_even = x.ndim == 4 and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-        if is_plain and (is_even or not self.ceil_mode) and _takes(self, x):
-            return MaxPool.apply(x)
+        if _takes(self, x) and min(x.shape[2:]) > 1:
+            is_even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
+            if is_even or not self.ceil_mode:
+                return MaxPool.apply(x)
         return super().forward(x)
 
 
@@ -151,11 +168,8 @@ def _has_own_gradient(module: nn.Module) -> bool:
     return is_plain and module.in_channels >= 16 and module.out_channels % 32 == 0
 
 
-def _plain(module: nn.Module) -> type[nn.Module]:
-    """The class that torch knows a module by."""
-    kind = type(module)
-    return kind.__mro__[1] if kind in (Gelu, Silu) else kind
-
+# What a `Chain` takes together with the norm before it.
+_ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", Gelu: "gelu", Silu: "silu"}
 
 _OWN: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sequential: Chain,

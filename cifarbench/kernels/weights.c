@@ -125,12 +125,14 @@ static void pack_gradient(const shape *s, const number *grad, const int32_t *pla
 static void use_tiles(void) {
   struct { uint8_t palette, start, zeros[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {.palette = 1};
   for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = TILE;
+  __asm__ volatile("" : : "r"(&config) : "memory"); /* some compilers' intrinsic says that it reads 8 bytes alone */
   _tile_loadconfig(&config);
 }
 
 /* Add one tap's products for 32 by 32 channels: the sums of two blocks of outputs, each with two of inputs. */
 static inline void multiply(const uint32_t *grads, long next_grads, const uint32_t *pairs, long next_pairs, long from,
                             long to, long offset, float *sums, long next_sums) {
+  __asm__ volatile("" : : : "memory"); /* nor do tile loads say that they read what was stored before */
   _tile_loadd(0, sums, 64);
   _tile_loadd(1, sums + SUMS, 64);
   _tile_loadd(2, sums + next_sums, 64);
