@@ -250,7 +250,8 @@ def test_both_tutorial_rows_train_one_network_for_as_many_epochs_on_one_split():
     theirs, ours = (
         Asked().config(Job(row, "cpu", 0)) for row in rows_in(read_rows()) if row.name.startswith("tutorial")
     )
-    assert (theirs.model, theirs.trainer.epochs, theirs.split) == (ours.model, ours.trainer.epochs, ours.split)
+    assert (theirs.trainer.epochs, theirs.split) == (ours.trainer.epochs, ours.split)
+    assert theirs.model == dataclasses.replace(ours.model, init="torch")  # first weights are part of a recipe
     assert (theirs.optim.name, ours.optim.name) == ("adam", "muon")
 
 

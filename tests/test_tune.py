@@ -284,7 +284,8 @@ def test_an_interrupted_trial_is_gone_on_with_by_the_same_command(cli, tmp_path,
 
 
 def test_a_search_whose_trials_all_diverge_says_so(cli, tmp_path):
-    one = ["tune", *SMALL, "tune.trials=2", "trainer.epochs=1", "tune.space=['optim.lr=log(999,1000)']"]
+    bare = ["model.norm=none", "model.bias=true"]  # which nothing holds back
+    one = ["tune", *SMALL, *bare, "tune.trials=2", "trainer.epochs=1", "tune.space=['optim.lr=log(999,1000)']"]
     for _ in range(2):
         ended = cli(*one)
         assert ended.code == 4, ended.err
