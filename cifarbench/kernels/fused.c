@@ -158,6 +158,17 @@ static void moments(const number *x, long rows, long channels, float eps, float 
   free(sums);
 }
 
+/* apply_rows on all rows, by all threads. */
+static void apply(const number *x, number *y, number *slope, const float *scale, const float *shift, long rows,
+                  long channels, int act, int threads) {
+  #pragma omp parallel num_threads(threads)
+  {
+    int thread = omp_get_thread_num(), team = omp_get_num_threads();
+    long from = share(rows, thread, team), to = share(rows, thread + 1, team);
+    SPECIALISE(act, apply_rows(x, y, slope, scale, shift, from, to, channels, ACT))
+  }
+}
+
 /* y = act((x - mean) * rstd * weight + bias) with the batch's own moments, which are given back. */
 void norm_forward(const number *x, number *y, number *slope, const float *weight, const float *bias, float *mean,
                   float *var, float *rstd, long rows, long channels, float eps, int act, int threads) {
@@ -167,24 +178,14 @@ void norm_forward(const number *x, number *y, number *slope, const float *weight
     scale[c] = weight[c] * rstd[c];
     shift[c] = bias[c] - mean[c] * scale[c];
   }
-  #pragma omp parallel num_threads(threads)
-  {
-    int thread = omp_get_thread_num(), team = omp_get_num_threads();
-    long from = share(rows, thread, team), to = share(rows, thread + 1, team);
-    SPECIALISE(act, apply_rows(x, y, slope, scale, shift, from, to, channels, ACT))
-  }
+  apply(x, y, slope, scale, shift, rows, channels, act, threads);
   free(scale);
 }
 
 /* y = act(x * scale + shift): batch norm in evaluation, with its activation. */
 void affine_forward(const number *x, number *y, const float *scale, const float *shift, long rows, long channels,
                     int act, int threads) {
-  #pragma omp parallel num_threads(threads)
-  {
-    int thread = omp_get_thread_num(), team = omp_get_num_threads();
-    long from = share(rows, thread, team), to = share(rows, thread + 1, team);
-    SPECIALISE(act, apply_rows(x, y, (number *)0, scale, shift, from, to, channels, ACT))
-  }
+  apply(x, y, 0, scale, shift, rows, channels, act, threads);
 }
 
 INLINE void sum_rows(const number *restrict dy, const number *restrict slope, const number *restrict x,
