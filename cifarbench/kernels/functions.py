@@ -32,46 +32,52 @@ def _at(tensor: Tensor | None) -> int | None:
 
 
 class NormActivation(torch.autograd.Function):
-    """act(batch norm(x)) with the statistics of x, which are returned too: the mean and the biased variance.
+    """act(batch norm(x) + added) with the statistics of x, which are returned too: the mean and the biased variance.
 
-    Ioffe and Szegedy, "Batch Normalization" (2015). The output is rounded once, after the activation.
+    Ioffe and Szegedy, "Batch Normalization" (2015). The output is rounded once, after the activation. `added` is the
+    shortcut of a residual block, or None.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, act: str, added: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Maps (N, C, H, W), parameters (C,): the activated maps, mean (C,) and variance (C,)."""
         y, mean, var, rstd = torch.empty_like(x), *torch.empty(3, x.shape[1]).unbind()
         slope = torch.empty_like(x) if act in STORED and any(ctx.needs_input_grad) else None
         rows, channels, threads = x.numel() // x.shape[1], x.shape[1], torch.get_num_threads()
         library_for(x).norm_forward(
-            *map(_at, (x, y, slope, weight, bias, mean, var, rstd)), rows, channels, eps, ACTIVATIONS[act], threads
-        )
-        ctx.save_for_backward(x, slope, weight, bias, mean, rstd)
+            *map(_at, (x, added, y, slope, weight, bias, mean, var, rstd)),
+            rows, channels, eps, ACTIVATIONS[act], threads,
+        )  # fmt: skip
+        ctx.save_for_backward(x, y if act == "relu" and added is not None else slope, weight, bias, mean, rstd)
         ctx.act = act
+        ctx.adds = added is not None
         ctx.mark_non_differentiable(mean, var)
         return y, mean, var
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients of x, weight and bias."""
-        x, slope, weight, bias, mean, rstd = ctx.saved_tensors
+        """The gradients of x, weight, bias and what was added."""
+        x, stored, weight, bias, mean, rstd = ctx.saved_tensors
         grad = grad.contiguous(memory_format=LAYOUT)
         dx, (dweight, dbias) = torch.empty_like(x), torch.empty(2, x.shape[1]).unbind()
+        dadded = torch.empty_like(x) if ctx.adds and ctx.act != "identity" else None
         rows, channels, threads = x.numel() // x.shape[1], x.shape[1], torch.get_num_threads()
         library_for(x).norm_backward(
-            *map(_at, (grad, slope, x, weight, bias, mean, rstd, dx, dweight, dbias)),
+            *map(_at, (grad, stored, x, weight, bias, mean, rstd, dadded, dx, dweight, dbias)),
             rows, channels, ACTIVATIONS[ctx.act], threads,
         )  # fmt: skip
-        return dx, dweight, dbias, None, None
+        return dx, dweight, dbias, None, None, grad if ctx.adds and dadded is None else dadded
 
 
-def affine_activation(x: Tensor, scale: Tensor, shift: Tensor, act: str) -> Tensor:
-    """act(x * scale + shift) of maps (N, C, H, W), by (C,) float32; no gradient."""
+def affine_activation(x: Tensor, scale: Tensor, shift: Tensor, act: str, added: Tensor | None = None) -> Tensor:
+    """act(x * scale + shift + added) of maps (N, C, H, W), by (C,) float32; no gradient."""
     y = torch.empty_like(x)
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     library_for(x).affine_forward(
-        *map(_at, (x, y, scale, shift)), rows, channels, ACTIVATIONS[act], torch.get_num_threads()
+        *map(_at, (x, added, y, scale, shift)), rows, channels, ACTIVATIONS[act], torch.get_num_threads()
     )
     return y
 
@@ -99,15 +105,19 @@ class Activation(torch.autograd.Function):
 
 
 class MaxPool(torch.autograd.Function):
-    """2x2 maximum: (N, C, H, W) to (N, C, H // 2, W // 2). Of equal numbers the first takes the gradient."""
+    """2x2 maximum: (N, C, H, W) to half of both sides, odd ones rounded up with `keep_edge` and else down.
+
+    Of equal numbers the first takes the gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, keep_edge: bool = False) -> Tensor:
         """The largest number of each window."""
         images, channels, height, width = x.shape
-        y = torch.empty((images, channels, height // 2, width // 2), dtype=x.dtype, memory_format=LAYOUT)
+        halves = (height + keep_edge) // 2, (width + keep_edge) // 2
+        y = torch.empty((images, channels, *halves), dtype=x.dtype, memory_format=LAYOUT)
         which = torch.empty_like(y, dtype=torch.uint8)
-        sizes = images, height, width, channels
+        sizes = images, height, width, channels, keep_edge
         library_for(x).pool_forward(*map(_at, (x, y, which)), *sizes, torch.get_num_threads())
         ctx.save_for_backward(which)
         ctx.sizes = sizes
@@ -115,14 +125,14 @@ class MaxPool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient, at the place of each window's largest number."""
         (which,) = ctx.saved_tensors
-        images, height, width, channels = ctx.sizes
+        images, height, width, channels, _ = ctx.sizes
         grad = grad.contiguous(memory_format=LAYOUT)
         dx = torch.empty((images, channels, height, width), dtype=grad.dtype, memory_format=LAYOUT)
         library_for(grad).pool_backward(*map(_at, (grad, which, dx)), *ctx.sizes, torch.get_num_threads())
-        return dx
+        return dx, None
 
 
 class Convolution(torch.autograd.Function):

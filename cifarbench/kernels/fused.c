@@ -1,4 +1,5 @@
-/* Batch norm with its activation, activations, and 2x2 max pooling, on feature maps whose channels lie together.
+/* Batch norm with a shortcut and its activation, activations, and 2x2 max pooling, on feature maps whose channels lie
+ * together.
  *
  * Maps are (rows, channels) in memory, a row for each pixel of each image, as torch's channels_last has them. A number
  * is a bfloat16 where BF16 is defined and else a float; sums are kept in floats over BLOCK rows and in doubles beyond.
@@ -91,35 +92,39 @@ INLINE long share(long rows, int thread, int team) { return rows * thread / team
 #define SPECIALISE(act, call)                                                                                          \
   switch (act) { CASE(IDENTITY, call) CASE(RELU, call) CASE(GELU, call) CASE(SILU, call) }
 
-/* y = act(x * scale + shift) for rows [from, to), and its derivative by the argument of act, where it is asked for. */
-INLINE void apply_rows(const number *restrict x, number *restrict y, number *restrict slope,
-                       const float *restrict scale, const float *restrict shift, long from, long to, long channels,
-                       enum activation act) {
+/* y = act(x * scale + shift + added) for rows [from, to), and its derivative by the argument of act.
+ *
+ * `added` and `slope`, which takes the derivative, may be null.
+ */
+INLINE void apply_rows(const number *restrict x, const number *restrict added, number *restrict y,
+                       number *restrict slope, const float *restrict scale, const float *restrict shift, long from,
+                       long to, long channels, enum activation act) {
   for (long row = from; row < to; row++) {
-    const number *in = x + row * channels;
+    const number *in = x + row * channels, *more = added ? added + row * channels : 0;
     number *out = y + row * channels;
     if (slope) {
       number *steep = slope + row * channels;
       for (long c = 0; c < channels; c++) {
-        float derivative;
-        out[c] = narrow(activate(widen(in[c]) * scale[c] + shift[c], &derivative, act));
+        float derivative, z = widen(in[c]) * scale[c] + shift[c];
+        out[c] = narrow(activate(more ? z + widen(more[c]) : z, &derivative, act));
         steep[c] = narrow(derivative);
       }
     } else {
       for (long c = 0; c < channels; c++) {
-        float derivative;
-        out[c] = narrow(activate(widen(in[c]) * scale[c] + shift[c], &derivative, act));
+        float derivative, z = widen(in[c]) * scale[c] + shift[c];
+        out[c] = narrow(activate(more ? z + widen(more[c]) : z, &derivative, act));
       }
     }
   }
 }
 
-/* The gradient by the argument of the activation: from the stored derivative, or from x again. */
-INLINE float before_activation(float dy, const number *slope, long index, float x, float scale, float shift,
-                               enum activation act) {
+/* The gradient by the argument of the activation: from what is stored (the derivative; of RELU the output), or where
+ * nothing was, from x again. */
+INLINE float before_activation(float dy, const number *stored, long index, float x, float scale, float shift,
+                               enum activation act, int is_stored) {
   if (act == IDENTITY) return dy;
-  if (act == RELU) return x * scale + shift > 0 ? dy : 0.0f;
-  return dy * widen(slope[index]);
+  if (act == RELU) return (is_stored ? widen(stored[index]) : x * scale + shift) > 0 ? dy : 0.0f;
+  return dy * widen(stored[index]);
 }
 
 /* Mean, biased variance and 1 / sqrt(variance + eps) of each channel. */
@@ -159,47 +164,61 @@ static void moments(const number *x, long rows, long channels, float eps, float 
 }
 
 /* apply_rows on all rows, by all threads. */
-static void apply(const number *x, number *y, number *slope, const float *scale, const float *shift, long rows,
-                  long channels, int act, int threads) {
+static void apply(const number *x, const number *added, number *y, number *slope, const float *scale,
+                  const float *shift, long rows, long channels, int act, int threads) {
   #pragma omp parallel num_threads(threads)
   {
     int thread = omp_get_thread_num(), team = omp_get_num_threads();
     long from = share(rows, thread, team), to = share(rows, thread + 1, team);
-    SPECIALISE(act, apply_rows(x, y, slope, scale, shift, from, to, channels, ACT))
+    if (added) {
+      SPECIALISE(act, apply_rows(x, added, y, slope, scale, shift, from, to, channels, ACT))
+    } else {
+      SPECIALISE(act, apply_rows(x, (const number *)0, y, slope, scale, shift, from, to, channels, ACT))
+    }
   }
 }
 
-/* y = act((x - mean) * rstd * weight + bias) with the batch's own moments, which are given back. */
-void norm_forward(const number *x, number *y, number *slope, const float *weight, const float *bias, float *mean,
-                  float *var, float *rstd, long rows, long channels, float eps, int act, int threads) {
+/* y = act((x - mean) * rstd * weight + bias + added) with the batch's own moments, which are given back.
+ *
+ * `added` may be null, and so may `slope`, which takes the derivative of act.
+ */
+void norm_forward(const number *x, const number *added, number *y, number *slope, const float *weight,
+                  const float *bias, float *mean, float *var, float *rstd, long rows, long channels, float eps,
+                  int act, int threads) {
   moments(x, rows, channels, eps, mean, var, rstd, threads);
   float *scale = malloc(2 * channels * sizeof *scale), *shift = scale + channels;
   for (long c = 0; c < channels; c++) {
     scale[c] = weight[c] * rstd[c];
     shift[c] = bias[c] - mean[c] * scale[c];
   }
-  apply(x, y, slope, scale, shift, rows, channels, act, threads);
+  apply(x, added, y, slope, scale, shift, rows, channels, act, threads);
   free(scale);
 }
 
-/* y = act(x * scale + shift): batch norm in evaluation, with its activation. */
-void affine_forward(const number *x, number *y, const float *scale, const float *shift, long rows, long channels,
-                    int act, int threads) {
-  apply(x, y, 0, scale, shift, rows, channels, act, threads);
+/* y = act(x * scale + shift + added): batch norm in evaluation, with its activation. */
+void affine_forward(const number *x, const number *added, number *y, const float *scale, const float *shift,
+                    long rows, long channels, int act, int threads) {
+  apply(x, added, y, 0, scale, shift, rows, channels, act, threads);
 }
 
-INLINE void sum_rows(const number *restrict dy, const number *restrict slope, const number *restrict x,
+/* The sums that every channel's gradient needs; where something was added, its gradient too. */
+INLINE void sum_rows(const number *restrict dy, const number *restrict stored, const number *restrict x,
                      const float *restrict scale, const float *restrict shift, const float *restrict mean,
-                     float *restrict part, double *restrict total, long from, long to, long channels,
-                     enum activation act) {
+                     number *restrict dadded, float *restrict part, double *restrict total, long from, long to,
+                     long channels, enum activation act) {
   for (long start = from; start < to; start += BLOCK) {
     long end = start + BLOCK < to ? start + BLOCK : to;
     memset(part, 0, 2 * channels * sizeof *part);
     for (long row = start; row < end; row++) {
-      const number *grad = dy + row * channels, *in = x + row * channels, *steep = slope + row * channels;
+      const number *grad = dy + row * channels, *in = x + row * channels, *kept = stored + row * channels;
+      number *passed = dadded ? dadded + row * channels : 0;
       for (long c = 0; c < channels; c++) {
         float value = widen(in[c]);
-        float dz = before_activation(widen(grad[c]), steep, c, value, scale[c], shift[c], act);
+        float dz = before_activation(widen(grad[c]), kept, c, value, scale[c], shift[c], act, dadded != 0);
+        if (passed) {
+          passed[c] = narrow(dz);
+          dz = widen(passed[c]);
+        }
         part[c] += dz;
         part[channels + c] += dz * (value - mean[c]);
       }
@@ -208,25 +227,29 @@ INLINE void sum_rows(const number *restrict dy, const number *restrict slope, co
   }
 }
 
-INLINE void gradient_rows(const number *restrict dy, const number *restrict slope, const number *restrict x,
+INLINE void gradient_rows(const number *restrict dy, const number *restrict stored, const number *restrict x,
                           number *restrict dx, const float *restrict scale, const float *restrict shift,
                           const float *restrict by_x, const float *restrict constant, long from, long to,
                           long channels, enum activation act) {
   for (long row = from; row < to; row++) {
-    const number *grad = dy + row * channels, *in = x + row * channels, *steep = slope + row * channels;
+    const number *grad = dy + row * channels, *in = x + row * channels, *kept = stored + row * channels;
     number *out = dx + row * channels;
     for (long c = 0; c < channels; c++) {
       float value = widen(in[c]);
-      float dz = before_activation(widen(grad[c]), steep, c, value, scale[c], shift[c], act);
+      float dz = before_activation(widen(grad[c]), kept, c, value, scale[c], shift[c], act, 0);
       out[c] = narrow(scale[c] * dz + by_x[c] * value + constant[c]);
     }
   }
 }
 
-/* The gradients of norm_forward by x, weight and bias. */
-void norm_backward(const number *dy, const number *slope, const number *x, const float *weight, const float *bias,
-                   const float *mean, const float *rstd, number *dx, float *dweight, float *dbias, long rows,
-                   long channels, int act, int threads) {
+/* The gradients of norm_forward by x, weight, bias and, where `dadded` is not null, by what was added.
+ *
+ * `stored` is the derivative of act that norm_forward gave, or, for RELU with something added, its output. Where act is
+ * IDENTITY, the gradient by what was added is dy itself, and `dadded` null.
+ */
+void norm_backward(const number *dy, const number *stored, const number *x, const float *weight, const float *bias,
+                   const float *mean, const float *rstd, number *dadded, number *dx, float *dweight, float *dbias,
+                   long rows, long channels, int act, int threads) {
   double *sums = calloc((size_t)threads * 2 * channels, sizeof *sums);
   float *scale = malloc(4 * channels * sizeof *scale), *shift = scale + channels;
   float *by_x = shift + channels, *constant = by_x + channels;
@@ -240,7 +263,11 @@ void norm_backward(const number *dy, const number *slope, const number *x, const
     long from = share(rows, thread, team), to = share(rows, thread + 1, team);
     double *total = sums + (size_t)thread * 2 * channels;
     float *part = malloc(2 * channels * sizeof *part);
-    SPECIALISE(act, sum_rows(dy, slope, x, scale, shift, mean, part, total, from, to, channels, ACT))
+    if (dadded) {
+      SPECIALISE(act, sum_rows(dy, stored, x, scale, shift, mean, dadded, part, total, from, to, channels, ACT))
+    } else {
+      SPECIALISE(act, sum_rows(dy, stored, x, scale, shift, mean, (number *)0, part, total, from, to, channels, ACT))
+    }
     free(part);
     #pragma omp barrier
     #pragma omp single
@@ -255,7 +282,10 @@ void norm_backward(const number *dy, const number *slope, const number *x, const
         constant[c] = (float)(-scale[c] * sums[c] / rows) - by_x[c] * mean[c];
       }
     }
-    SPECIALISE(act, gradient_rows(dy, slope, x, dx, scale, shift, by_x, constant, from, to, channels, ACT))
+    if (dadded) /* by the argument of act already */
+      gradient_rows(dadded, stored, x, dx, scale, shift, by_x, constant, from, to, channels, IDENTITY);
+    else
+      SPECIALISE(act, gradient_rows(dy, stored, x, dx, scale, shift, by_x, constant, from, to, channels, ACT))
   }
   free(scale);
   free(sums);
@@ -284,24 +314,27 @@ void activation_forward(const number *x, number *y, number *slope, long count, i
   }
 }
 
-/* The largest of each 2x2 window, and which of the four it was; an odd last row or column is left out. */
+/* The largest of each 2x2 window, and which of the four it was. An odd last row or column is left out, or, with `edge`,
+ * has windows of its own, which are cut off. */
 void pool_forward(const number *restrict x, number *restrict y, uint8_t *restrict which, long images, long height,
-                  long width, long channels, int threads) {
-  long tall = height / 2, wide = width / 2;
+                  long width, long channels, int edge, int threads) {
+  long tall = (height + edge) / 2, wide = (width + edge) / 2;
   #pragma omp parallel for num_threads(threads) schedule(static)
   for (long line = 0; line < images * tall; line++) {
-    const number *upper = x + (line / tall * height + line % tall * 2) * width * channels;
+    long above = line % tall * 2;
+    const number *upper = x + (line / tall * height + above) * width * channels;
     for (long column = 0; column < wide; column++) {
-      const number *corner = upper + 2 * column * channels;
+      int right = 2 * column + 1 < width, below = above + 1 < height, inside[3] = {right, below, right & below};
+      const number *corner = upper + 2 * column * channels, *next = corner + below * width * channels;
+      const number *others[3] = {corner + right * channels, next, next + right * channels};
       number *out = y + (line * wide + column) * channels;
       uint8_t *place = which + (line * wide + column) * channels;
       for (long c = 0; c < channels; c++) {
         float best = widen(corner[c]);
         int index = 0;
-        const number *others[3] = {corner + channels, corner + width * channels, corner + (width + 1) * channels};
         for (int k = 0; k < 3; k++) {
           float value = widen(others[k][c]);
-          int is_larger = (value > best) | (value != value);
+          int is_larger = inside[k] & ((value > best) | (value != value));
           best = is_larger ? value : best;
           index = is_larger ? k + 1 : index;
         }
@@ -314,22 +347,25 @@ void pool_forward(const number *restrict x, number *restrict y, uint8_t *restric
 
 /* The gradient of pool_forward: each number to where the largest was, zero elsewhere. */
 void pool_backward(const number *restrict dy, const uint8_t *restrict which, number *restrict dx, long images,
-                   long height, long width, long channels, int threads) {
-  long tall = height / 2, wide = width / 2;
+                   long height, long width, long channels, int edge, int threads) {
+  long tall = (height + edge) / 2, wide = (width + edge) / 2;
   #pragma omp parallel for num_threads(threads) schedule(static)
   for (long line = 0; line < images * tall; line++) {
-    number *upper = dx + (line / tall * height + line % tall * 2) * width * channels;
+    long above = line % tall * 2;
+    number *upper = dx + (line / tall * height + above) * width * channels;
     for (long column = 0; column < wide; column++) {
       const number *grad = dy + (line * wide + column) * channels;
       const uint8_t *place = which + (line * wide + column) * channels;
       for (int k = 0; k < 4; k++) {
+        if (above + k / 2 >= height || 2 * column + k % 2 >= width) continue;
         number *out = upper + (k / 2 * width + 2 * column + k % 2) * channels;
         for (long c = 0; c < channels; c++) out[c] = place[c] == k ? grad[c] : 0;
       }
     }
-    if (width % 2)
+    if (2 * wide < width)
       for (int row = 0; row < 2; row++)
         memset(upper + (row * width + width - 1) * channels, 0, channels * sizeof *dx);
-    if (height % 2 && line % tall == tall - 1) memset(upper + 2 * width * channels, 0, width * channels * sizeof *dx);
+    if (2 * tall < height && line % tall == tall - 1)
+      memset(upper + 2 * width * channels, 0, width * channels * sizeof *dx);
   }
 }

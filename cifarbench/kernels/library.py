@@ -25,12 +25,12 @@ _SECONDS = 60  # for the compiler, which takes about one
 
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
 _SIGNATURES = {
-    "norm_forward": [_POINTER] * 8 + [_LONG, _LONG, _FLOAT, _INT, _INT],
-    "norm_backward": [_POINTER] * 10 + [_LONG, _LONG, _INT, _INT],
-    "affine_forward": [_POINTER] * 4 + [_LONG, _LONG, _INT, _INT],
+    "norm_forward": [_POINTER] * 9 + [_LONG, _LONG, _FLOAT, _INT, _INT],
+    "norm_backward": [_POINTER] * 11 + [_LONG, _LONG, _INT, _INT],
+    "affine_forward": [_POINTER] * 5 + [_LONG, _LONG, _INT, _INT],
     "activation_forward": [_POINTER] * 3 + [_LONG, _INT, _INT],
-    "pool_forward": [_POINTER] * 3 + [_LONG] * 4 + [_INT],
-    "pool_backward": [_POINTER] * 3 + [_LONG] * 4 + [_INT],
+    "pool_forward": [_POINTER] * 3 + [_LONG] * 4 + [_INT] * 2,
+    "pool_backward": [_POINTER] * 3 + [_LONG] * 4 + [_INT] * 2,
     "weight_gradient": [_POINTER] * 3 + [_LONG] * 5 + [_INT],
     "has_tiles": [],
 }

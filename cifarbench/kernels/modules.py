@@ -6,12 +6,15 @@ state dicts stay as they were.
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
 from cifarbench.kernels import functions
 from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
+from cifarbench.models import layers
 
 
 def use_kernels(model: nn.Module, precision: str) -> bool:
@@ -85,8 +88,8 @@ class Norm(nn.BatchNorm2d):
             and not (self.training and x.numel() == x.shape[1])
         )
 
-    def normalised(self, x: Tensor, act: str) -> Tensor:
-        """act(batch norm(x)); in training with a step of the running statistics."""
+    def normalised(self, x: Tensor, act: str, added: Tensor | None = None) -> Tensor:
+        """act(batch norm(x) + added); in training with a step of the running statistics."""
         mean, variance, steps, momentum = self.running_mean, self.running_var, self.num_batches_tracked, self.momentum
         assert mean is not None
         assert variance is not None
@@ -94,8 +97,8 @@ class Norm(nn.BatchNorm2d):
         assert momentum is not None
         if not self.training:
             scale = self.weight * torch.rsqrt(variance + self.eps)
-            return affine_activation(x, scale, self.bias - mean * scale, act)
-        y, batch_mean, batch_variance = NormActivation.apply(x, self.weight, self.bias, self.eps, act)
+            return affine_activation(x, scale, self.bias - mean * scale, act, added)
+        y, batch_mean, batch_variance = NormActivation.apply(x, self.weight, self.bias, self.eps, act, added)
         count = x.numel() // x.shape[1]
         with torch.no_grad():
             mean.lerp_(batch_mean, momentum)
@@ -109,16 +112,49 @@ class Chain(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """What a Sequential gives."""
-        remaining = list(self)
-        while remaining:
-            module, *remaining = remaining
-            if isinstance(module, Norm) and module.takes(x):
-                act = _ACTIVATIONS.get(type(remaining[0])) if remaining and not _is_watched(remaining[0]) else None
-                remaining = remaining[1:] if act else remaining
-                x = module.normalised(x, act or "identity")
-            else:
-                x = module(x)
-        return x
+        return _through([*self], x)
+
+
+class Branch(layers.Branch):
+    """A residual branch whose last norm, the shortcut and the activation are one step."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | float, activation: nn.Module | None = None) -> Tensor:
+        """activation(layers(x) + shortcut)."""
+        modules = [*self]
+        last = modules.pop() if modules and isinstance(modules[-1], Norm) else None
+        x = _through(modules, x)
+        act = "identity" if activation is None else _act(activation)
+        if act and last and last.takes(x) and _is_alike(shortcut, x):
+            return last.normalised(x, act, shortcut)
+        total = (last(x) if last else x) + shortcut
+        return total if activation is None else activation(total)
+
+
+def _through(modules: list[nn.Module], x: Tensor) -> Tensor:
+    """The modules one after the other, but each norm together with the activation after it."""
+    while modules:
+        module, *modules = modules
+        if isinstance(module, Norm) and module.takes(x):
+            act = _act(modules[0]) if modules else None
+            modules = modules[1:] if act else modules
+            x = module.normalised(x, act or "identity")
+        else:
+            x = module(x)
+    return x
+
+
+def _act(module: nn.Module) -> str | None:
+    """The activation's name for the kernels; None where they have no such thing, or somebody watches it."""
+    return None if _is_watched(module) else _ACTIVATIONS.get(type(module))
+
+
+def _is_alike(shortcut: Tensor | float, x: Tensor) -> TypeGuard[Tensor]:
+    """Whether the shortcut is a map with the shape, dtype and memory layout of `x`."""
+    return (
+        isinstance(shortcut, Tensor)
+        and (shortcut.shape, shortcut.dtype, shortcut.device) == (x.shape, x.dtype, x.device)
+        and shortcut.is_contiguous(memory_format=LAYOUT)
+    )
 
 
 class Gelu(nn.GELU):
@@ -143,9 +179,7 @@ class Pool(nn.MaxPool2d):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to half of both sides."""
         if _takes(self, x) and min(x.shape[2:]) > 1:
-            is_even = x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0
-            if is_even or not self.ceil_mode:
-                return MaxPool.apply(x)
+            return MaxPool.apply(x, self.ceil_mode)
         return super().forward(x)
 
 
@@ -173,6 +207,7 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", Gelu: "gelu", Silu:
 
 _OWN: dict[type[nn.Module], type[nn.Module]] = {
     nn.Sequential: Chain,
+    layers.Branch: Branch,
     nn.BatchNorm2d: Norm,
     nn.GELU: Gelu,
     nn.SiLU: Silu,

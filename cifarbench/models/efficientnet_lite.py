@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from cifarbench.models.layers import activation as build_activation
-from cifarbench.models.layers import conv, conv_bn_act, head, init_weights, scaled
+from cifarbench.models.layers import Branch, conv, conv_bn_act, head, init_weights, scaled
 from cifarbench.models.registry import register
 
 
@@ -117,14 +117,16 @@ def fused_mbconv(inputs: int, outputs: int, expansion: int, stride: int, act: st
 class Block(nn.Module):
     """Branch, stochastic depth, add the input where the shape stays."""
 
-    def __init__(self, branch: nn.Module, residual: bool, drop: float) -> None:
+    def __init__(self, branch: nn.Sequential, residual: bool, drop: float) -> None:
         super().__init__()
-        self.branch = branch
+        self.branch = Branch(*branch) if residual and not drop else branch
         self.residual = residual
         self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` to `(N, outputs, H/stride, W/stride)`."""
+        if isinstance(self.branch, Branch):
+            return self.branch(x, x)
         return self.drop(self.branch(x)) + x if self.residual else self.branch(x)
 
 

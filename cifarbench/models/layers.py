@@ -32,6 +32,15 @@ class Maxout(nn.Module):
         return torch.maximum(*x.chunk(2, dim=1))
 
 
+class Branch(nn.Sequential):
+    """The layers of a residual block beside its shortcut: He et al., "Deep Residual Learning" (2016), figure 2."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | float, activation: nn.Module | None = None) -> Tensor:  # type: ignore[override]
+        """`activation(layers(x) + shortcut)`, `(N, C, H, W)`."""
+        total = super().forward(x) + shortcut
+        return total if activation is None else activation(total)
+
+
 # In place wherever autograd allows it at no cost: these follow a convolution or a batch norm, neither of which
 # needs its own output for the backward pass.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

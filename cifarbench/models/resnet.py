@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarbench.models.layers import activation as build_activation
-from cifarbench.models.layers import conv, conv_bn_act, dirac_, init_weights, look_up
+from cifarbench.models.layers import Branch, conv, conv_bn_act, dirac_, init_weights, look_up
 from cifarbench.models.layers import head as build_head
 from cifarbench.models.layers import pooling as build_pooling
 from cifarbench.models.registry import register
@@ -82,7 +82,7 @@ class Block(nn.Module):
     def __init__(self, kind: str, inputs: int, width: int, stride: int, act: str, shortcut: str) -> None:
         super().__init__()
         *inner, last = _convolutions(kind, inputs, width, stride)
-        self.branch = nn.Sequential()
+        self.branch = Branch()
         for convolution in inner:
             self.branch.extend([convolution, nn.BatchNorm2d(convolution.out_channels), build_activation(act)])
         self.branch.extend([last, nn.BatchNorm2d(last.out_channels)])
@@ -93,7 +93,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` to `(N, outputs, H/stride, W/stride)`."""
-        return self.activation(self.branch(x) + self.shortcut(x))
+        return self.branch(x, self.shortcut(x), self.activation)
 
 
 class PreactivationBlock(nn.Module):

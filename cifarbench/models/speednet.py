@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cifarbench.models.layers import CLASSES, GlobalAverage, GlobalMax, conv, dirac_, look_up
+from cifarbench.models.layers import CLASSES, Branch, GlobalAverage, GlobalMax, conv, dirac_, look_up
 from cifarbench.models.layers import activation as build_activation
 from cifarbench.models.layers import pooling as build_pooling
 from cifarbench.models.registry import register
@@ -39,7 +39,7 @@ class Group(nn.Module):
             _norm(outputs, norm),
             build_activation(act),
         )
-        self.rest = nn.Sequential()
+        self.rest = Branch() if residual else nn.Sequential()
         for index in range(depth - 1):
             self.rest.extend([conv(outputs, outputs), _norm(outputs, norm)])
             if index < depth - 2 or not residual:
@@ -49,8 +49,7 @@ class Group(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` to `(N, outputs, H/2, W/2)`."""
         entered = self.enter(x)
-        rest = self.rest(entered)
-        return self.activation(rest + entered) if self.activation else rest
+        return self.rest(entered, entered, self.activation) if self.activation else self.rest(entered)
 
 
 def _norm(channels: int, options: dict[str, float]) -> nn.BatchNorm2d:

@@ -35,9 +35,12 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float
     x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)).to(dtype)
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
+    is_alone = len(x) == 1  # a plain product is up to twice as fast on a CPU as a batched one of a single matrix
+    x, add_product = (x[0], torch.addmm) if is_alone else (x, torch.baddbmm)
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x[None] if is_alone else x
     return x.mT if is_tall else x
 
 
