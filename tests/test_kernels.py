@@ -193,8 +193,8 @@ def speednet(act: str = "gelu", residual: bool = False) -> SpeedNet:
     """A small network with every module that our operations replace."""
     torch.manual_seed(0)
     net = SpeedNet(
-        whitening=True, widths=(32, 32, 64), depth=2, residual=residual, pooling="max", head="global_max", activation=act,
-        dirac=True, norm_momentum=0.4, norm_eps=1e-12, norm_scale=True,
+        whitening=True, widths=(32, 32, 64), depth=2, residual=residual, pooling="max", head="global_max",
+        activation=act, dirac=True, norm_momentum=0.4, norm_eps=1e-12, norm_scale=True,
     )  # fmt: skip
     return net.to(memory_format=torch.channels_last)
 

@@ -32,8 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cifarbench.models.layers import activation as build_activation
 from cifarbench.models.layers import Branch, conv, conv_bn_act, head, init_weights, scaled
+from cifarbench.models.layers import activation as build_activation
 from cifarbench.models.registry import register
 
 

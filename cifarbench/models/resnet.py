@@ -17,8 +17,8 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarbench.models.layers import activation as build_activation
 from cifarbench.models.layers import Branch, conv, conv_bn_act, dirac_, init_weights, look_up
+from cifarbench.models.layers import activation as build_activation
 from cifarbench.models.layers import head as build_head
 from cifarbench.models.layers import pooling as build_pooling
 from cifarbench.models.registry import register
