@@ -1,4 +1,4 @@
-"""The operations of `fused.c` and `weights.c` as functions that autograd knows.
+"""The operations of `fused.c`, `pool.c` and `weights.c` as functions that autograd knows.
 
 Maps are (N, C, H, W) in channels_last memory, bfloat16 or float32; statistics and parameters of norms are (C,) float32.
 """

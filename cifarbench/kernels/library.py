@@ -17,7 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "weights.c"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "pool.c", "weights.c"))
+_HEADER = Path(__file__).with_name("numbers.h")
 # No flag changes what a sum is: -ffast-math would, and it would also take numbers that are none for finite ones.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 _WIDE = "-mprefer-vector-width=512"
@@ -73,7 +74,7 @@ def _built(compiler: list[str], defines: tuple[str, ...]) -> Path:
     """The path of the compiled library, compiled now where this source was not yet, for this CPU, by this compiler."""
     wide = (_WIDE,) if platform.machine() == "x86_64" else ()
     command = [*compiler, *_FLAGS, *wide, *defines]
-    texts = [source.read_text(encoding="utf-8") for source in _SOURCES]
+    texts = [source.read_text(encoding="utf-8") for source in (*_SOURCES, _HEADER)]
     key = hashlib.sha256("\n".join([*command, _cpu(), *texts]).encode()).hexdigest()
     path = _folder() / f"kernels-{key[:16]}.so"
     if not path.is_file():
