@@ -111,7 +111,8 @@ def test_without_shortcuts_a_resnet_is_a_plain_stack(preactivation):
     for stage in list(model.stages)[:2]:
         for block in stage:
             entered = block.preactivation(x) if preactivation else x
-            x = block.branch(entered) if preactivation else F.relu(block.branch(x))
+            x = nn.Sequential(*block.branch)(entered)
+            x = x if preactivation else F.relu(x)
     for layer in list(model.stages)[2:]:
         x = layer(x)
     torch.testing.assert_close(model.head(x), model(images(2)))

@@ -111,8 +111,9 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_its_directory_alone(cl
 
 
 def on_terminal(name: str) -> None:
-    """Make the terminal `name` this process's own, and its output."""
+    """Make the terminal `name` this process's own, and its output; its hangup counts, though the suite run by nohup."""
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     handle = os.open(name, os.O_RDWR)
     for standard in range(3):
         os.dup2(handle, standard)

@@ -19,7 +19,7 @@ ALLOWED = {
     "models": set(),
     "data": set(),
     "optim": set(),
-    "kernels": set(),
+    "kernels": {"models"},
     "compute": {"kernels"},
     "runs": set(),
     "sweeps": {"runs"},

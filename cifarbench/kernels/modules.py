@@ -118,7 +118,7 @@ class Chain(nn.Sequential):
 class Branch(layers.Branch):
     """A residual branch whose last norm, the shortcut and the activation are one step."""
 
-    def forward(self, x: Tensor, shortcut: Tensor | float, activation: nn.Module | None = None) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | float, activation: nn.Module | None = None) -> Tensor:  # type: ignore[override]
         """activation(layers(x) + shortcut)."""
         modules = [*self]
         last = modules.pop() if modules and isinstance(modules[-1], Norm) else None
