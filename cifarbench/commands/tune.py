@@ -61,16 +61,18 @@ def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
     from cifarbench.tuning.subject import claim, claim_dataset
 
     url = config.tune.storage or f"sqlite:///{directory.resolve() / 'study.db'}"
-    study = open_study(config.tune, url, config.seed)
-    claim(study, config, typed)
-    data = load_images(config.data, print)
-    claim_dataset(study, data)
-    wanted = wanted_trials(config.tune)
-    if wanted < config.tune.trials:
-        print(f"the grid has {wanted} points: the study ends with as many trials, fewer than `tune.trials`", flush=True)
-    run_trials(study, wanted, _Worker(config, typed, directory, data))
-    write_study(study, typed, directory)
-    show_study(study, config.tune.metric, typed, directory)
+    with open_study(config.tune, url, config.seed) as study:
+        claim(study, config, typed)
+        data = load_images(config.data, print)
+        claim_dataset(study, data)
+        wanted = wanted_trials(config.tune)
+        if wanted < config.tune.trials:
+            print(
+                f"the grid has {wanted} points: the study ends there, with fewer trials than `tune.trials`", flush=True
+            )
+        run_trials(study, wanted, _Worker(config, typed, directory, data))
+        write_study(study, typed, directory)
+        show_study(study, config.tune.metric, typed, directory)
 
 
 class _Worker:

@@ -54,8 +54,12 @@ def storage_errors(where: str) -> Iterator[None]:
         raise IntegrityError(f"{where} is damaged ({reason}); put a copy in its place, or take another.") from error
 
 
-def open_study(config: TuneSection, url: str, seed: int) -> optuna.Study:
-    """Create the study, or join the one of this name in the storage at `url`; for errors see `storage_errors`."""
+@contextlib.contextmanager
+def open_study(config: TuneSection, url: str, seed: int) -> Iterator[optuna.Study]:
+    """Create the study, or join the one of this name in the storage at `url`; for errors see `storage_errors`.
+
+    Its connections are closed at the block's end.
+    """
     # Heartbeats have been "experimental" in Optuna since 2021; the tests here hold them to what is needed.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
     try:
@@ -67,14 +71,18 @@ def open_study(config: TuneSection, url: str, seed: int) -> optuna.Study:
         )
     except ImportError as error:
         raise _NoDriver(str(error)) from error
-    return optuna.create_study(
-        storage=storage,
-        study_name=config.study,
-        load_if_exists=True,
-        direction="maximize" if config.metric == "accuracy" else "minimize",
-        sampler=_sampler(config, seed),
-        pruner=_pruner(config),
-    )
+    try:
+        yield optuna.create_study(
+            storage=storage,
+            study_name=config.study,
+            load_if_exists=True,
+            direction="maximize" if config.metric == "accuracy" else "minimize",
+            sampler=_sampler(config, seed),
+            pruner=_pruner(config),
+        )
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _sampler(config: TuneSection, seed: int) -> optuna.samplers.BaseSampler:
