@@ -109,6 +109,7 @@ def interval(values: Sequence[float], images: int) -> tuple[float, float]:
 
     if len(values) > 1:
         half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        half = round(float(half), 10)  # releases of SciPy differ in the 13th digit, and tables are compared to the last
         mean = statistics.fmean(values)
         return max(0.0, mean - half), min(1.0, mean + half)
     found = stats.binomtest(round(values[0] * images), images).proportion_ci(method="wilson")

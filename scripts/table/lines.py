@@ -109,8 +109,7 @@ def spread(values: Values, low: float = 0.0) -> Spread:
         return Spread(1, values[0], None, None)
     # The interval clips to 0..1, which a difference may leave: it is taken on values moved by `low`.
     below, above = interval([(value - low) / (1 - low) for value in values], 0)
-    # Releases of SciPy differ in the 13th digit of a quantile, and the page is compared to the last one.
-    scaled = (round(below * (1 - low) + low, 10), round(above * (1 - low) + low, 10))
+    scaled = (below * (1 - low) + low, above * (1 - low) + low)
     return Spread(len(values), statistics.fmean(values), statistics.stdev(values), scaled)
 
 
