@@ -67,9 +67,8 @@ def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
         claim_dataset(study, data)
         wanted = wanted_trials(config.tune)
         if wanted < config.tune.trials:
-            print(
-                f"the grid has {wanted} points: the study ends there, with fewer trials than `tune.trials`", flush=True
-            )
+            end = "the study ends with as many trials, fewer than `tune.trials`"
+            print(f"the grid has {wanted} points: {end}", flush=True)
         run_trials(study, wanted, _Worker(config, typed, directory, data))
         write_study(study, typed, directory)
         show_study(study, config.tune.metric, typed, directory)

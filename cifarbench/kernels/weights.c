@@ -25,7 +25,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-typedef uint16_t number;
+#include "numbers.h"
+
 enum { TILE = 16, DEPTH = 32, TAPS = 9, SUMS = TILE * TILE, LEAST = 2048, MOST = 4096, CACHE = 1 << 21 };
 
 /* Whether this process may use the tiles: Linux lets it once it has asked (ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA). */

@@ -115,19 +115,16 @@ def fused_mbconv(inputs: int, outputs: int, expansion: int, stride: int, act: st
 
 
 class Block(nn.Module):
-    """Branch, stochastic depth, add the input where the shape stays."""
+    """Branch; where the shape stays, stochastic depth, and the input added."""
 
     def __init__(self, branch: nn.Sequential, residual: bool, drop: float) -> None:
         super().__init__()
-        self.branch = Branch(*branch) if residual and not drop else branch
+        self.branch = Branch(*branch, *([StochasticDepth(drop)] if drop else [])) if residual else branch
         self.residual = residual
-        self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` to `(N, outputs, H/stride, W/stride)`."""
-        if isinstance(self.branch, Branch):
-            return self.branch(x, x)
-        return self.drop(self.branch(x)) + x if self.residual else self.branch(x)
+        return self.branch(x, x) if self.residual else self.branch(x)
 
 
 def _plan(width: float, depth: float) -> list[Stage]:

@@ -2,8 +2,7 @@
 
 Schema 2 wrote whitening, growing sizes and further keys into the config, and each group's full rate (`initial_lr`)
 into the optimizer's state. Schema 3 wrote `trainer.untimed_steps`, and the seconds of such steps into the progress;
-schema 4 wrote `trainer.checkpoint_epochs`, schema 5 `trainer.kernels`
-and the `model.init` of simple_cnn.
+schema 4 wrote `trainer.checkpoint_epochs`, schema 5 `trainer.kernels` and the `model.init` of simple_cnn.
 """
 
 from __future__ import annotations
