@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, manifest_of, rows_of, tiny_config
+from processes import forked
 from torch import nn
 
 from cifarbench import runs
@@ -333,6 +334,44 @@ def test_a_plugin_adds_a_model_by_one_file(cli, tmp_path):
     assert result.code == 0, result.err
     assert manifest_of(tmp_path / "run")["model"]["parameters"] == (27 + 1) * 2 + (1800 + 1) * 10
     assert cli("train", "plugins=[mynet.py]", "model=mynet", "model.widht=2", *common).code == 2
+
+
+def test_an_edited_plugin_is_another_recipe_and_the_path_to_it_is_none(tmp_path):
+    text = (
+        "from torch import nn\n"
+        "from cifarbench.models.registry import register\n"
+        "@register('mine')\n"
+        "class Mine(nn.Sequential):\n"
+        "    def __init__(self) -> None:\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )
+    (tmp_path / "mine.py").write_text(text)
+    (tmp_path / "moved.py").write_text(text)
+    words = ["model=mine", *TINY[:2], *TINY[8:], "trainer.epochs=1", "hydra.run.dir=run"]
+
+    def ended(plugin: str) -> tuple[int | None, str]:
+        process = forked("train", f"plugins=[{plugin}]", *words, cwd=tmp_path, log=tmp_path / "log")
+        process.join(60)
+        return process.exitcode, (tmp_path / "log").read_text()
+
+    assert ended("mine.py")[0] == 0
+    code, said = ended("moved.py")
+    assert (code, "already complete" in said) == (0, True), said
+    (tmp_path / "mine.py").write_text(text + "# edited\n")
+    code, said = ended("mine.py")
+    assert (code, "`model.sha256`" in said) == (3, True), said
+
+
+def test_a_resume_takes_no_plugin_from_the_directory(cli, tmp_path):
+    assert cli("train", *TINY, "trainer.epochs=1", "hydra.run.dir=run").code == 0
+    (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    path = tmp_path / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("plugins: []", "plugins: [evil.py]"))
+    runs.write_json(tmp_path / "run" / "run.json", manifest_of(tmp_path / "run") | {"status": "interrupted"})
+    ended = cli("train", "trainer.resume=run")
+    assert ended.code == 0, ended.err
+    assert "plugins: []" in path.read_text()  # which is what further processes are told
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_directory_name_with_odd_characters_works(cli, tmp_path):

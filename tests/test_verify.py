@@ -56,6 +56,29 @@ def test_a_run_that_was_resumed_with_other_neutral_keys_is_in_order(cli, tmp_pat
     assert "`optim.lr`" in ended.out
 
 
+def test_a_model_of_the_authors_own_is_for_a_person_to_read_and_its_file_is_the_one_it_was_trained_from(cli, tmp_path):
+    plugin, own = tmp_path / "judged.py", "1, 4  own model, drawn weights"
+    plugin.write_text(
+        "from torch import nn\n"
+        "from cifarbench.models.registry import register\n"
+        "@register('judged')\n"
+        "class Judged(nn.Sequential):\n"
+        "    def __init__(self, *, width: int = 4) -> None:\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(3072, width), nn.ReLU(), nn.Linear(width, 10))\n"
+    )
+    assert cli("train", "plugins=[judged.py]", "model=judged", *TINY[:1], *TINY[8:], *PLAIN[len(TINY):], "hydra.run.dir=run").code == 0
+    ended = cli("verify", "run", "plugins=[judged.py]")
+    assert unkept(tmp_path / "run") == {own: "look", NOT_CIFAR10: "broken"}, ended.out
+    assert "judged.Judged" in ended.out
+    path = tmp_path / "run" / "checkpoints" / "best.pt"
+    state = checkpoint.load(path)
+    state["config"]["model"]["sha256"] = "0" * 16
+    path.write_bytes(checkpoint.sealed_bytes(state))
+    ended = cli("verify", "run", "plugins=[judged.py]")
+    assert unkept(tmp_path / "run")[own] == "broken", ended.out
+    assert "the file of judged was edited" in ended.err
+
+
 def test_a_run_in_fp16_is_judged_on_a_cpu(cli, run):
     rewrite_best(run, device="cuda", device_name="NVIDIA H200", precision="fp16")
     ended = cli("verify", "run")

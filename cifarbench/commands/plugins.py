@@ -9,11 +9,14 @@ A file registers its model by one decorator; the keyword arguments of its class 
         def __init__(self, *, width: int = 64) -> None: ...
 
     cifarbench train plugins=[mynet.py] model=mynet model.width=96
+
+The file's digest becomes a key too, `model.sha256`, so that an edited file is another recipe.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import inspect
 import sys
@@ -55,7 +58,7 @@ def load_plugins(files: Sequence[str]) -> None:
         _run_file(path)
         _loaded.add(path)
         for name in set(registry.names()) - before:
-            _add_model(name, registry.options(name))
+            _add_model(name, registry.options(name), hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
 
 def _run_file(path: Path) -> None:
@@ -76,15 +79,18 @@ def _run_file(path: Path) -> None:
         raise ConfigError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
 
 
-def _add_model(name: str, options: dict[str, inspect.Parameter]) -> None:
+def _add_model(name: str, options: dict[str, inspect.Parameter], digest: str) -> None:
     """Make the model's keyword arguments its config keys, with their defaults as an option of the group."""
     from hydra.core.config_store import ConfigStore
 
-    fields: list[Any] = [("name", str, key("The model.", choices=[name]))]
-    defaults: dict[str, Any] = {"name": name}
+    digest_key = key("Digest of the plugin's file, set by itself: a file that was edited is another recipe.")
+    fields: list[Any] = [("name", str, key("The model.", choices=[name])), ("sha256", str, digest_key)]
+    defaults: dict[str, Any] = {"name": name, "sha256": digest}
     for argument, parameter in options.items():
         kind, default = parameter.annotation, parameter.default
         kind = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, kind)
+        if argument in defaults:
+            raise ConfigError(f"the plugin model {name!r} takes {argument!r}, a key that every model has; rename it.")
         if kind not in (int, float, bool, str) or default is inspect.Parameter.empty:
             raise ConfigError(
                 f"the plugin model {name!r} takes {argument!r}, which needs a type (int, float, bool or str) "
@@ -92,5 +98,7 @@ def _add_model(name: str, options: dict[str, inspect.Parameter]) -> None:
             )
         fields.append((argument, kind, key(f"Argument {argument} of {name}.")))
         defaults[argument] = default
-    CHOICES["model"][name] = dataclasses.make_dataclass(f"{name}Config", fields, frozen=True, kw_only=True)
+    CHOICES["model"][name] = dataclasses.make_dataclass(
+        f"{name}Config", fields, frozen=True, kw_only=True, namespace={"loaded": digest}
+    )
     ConfigStore.instance().store(group="model", name=name, node=defaults)

@@ -108,7 +108,7 @@ def _with_stored(values: dict[str, Any], directory: Path, overrides: list[str]) 
     grouped = any("." not in name and name not in ("seed", "plugins") for name in asked)
     if values.get("trainer", {}).get("resume") in ("auto", "never") or grouped:
         return values
-    stored = runs.read_config(directory)
+    stored = runs.read_config(directory) | {"plugins": values["plugins"]}  # code runs because it was typed alone
     for name in asked:
         section, _, inner = name.partition(".")
         if inner and isinstance(stored.get(section), dict) and inner in values[section]:

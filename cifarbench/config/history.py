@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from cifarbench.config.models import SHIPPED
+
 _LATER_KEYS: dict[str, dict[str, Any]] = {
     "augment": {"flip_alternates": False},
     "trainer": {
@@ -31,6 +33,7 @@ _LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
     "vgg": {"whitening": False, "dirac": False},
     "resnet": {"whitening": False, "dirac": False, "pooling": "stride", "head": "global_average"},
 }
+_LATER_PLUGIN_KEYS = {"sha256": ""}
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,4 +61,4 @@ def shorten(config: Mapping[str, Any]) -> dict[str, Any]:
 def _later(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     model = config.get("model")
     name = str(model.get("name")) if isinstance(model, Mapping) else ""
-    return {**_LATER_KEYS, "model": _LATER_MODEL_KEYS.get(name, {})}
+    return {**_LATER_KEYS, "model": _LATER_MODEL_KEYS.get(name, {} if name in SHIPPED else _LATER_PLUGIN_KEYS)}

@@ -198,3 +198,4 @@ MODELS: dict[str, type] = {
     "efficientnet_lite": EfficientNetLiteConfig,
     "speednet": SpeedNetConfig,
 }
+SHIPPED = frozenset(MODELS)  # plugins add to the table

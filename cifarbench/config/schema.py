@@ -126,7 +126,9 @@ class TrainConfig:
     """Everything that `cifarbench train` needs; the unions are chosen by each section's `name`."""
 
     seed: int = key("Seed of weights, order, augmentation and dropout.", ge=0, lt=2**63)
-    plugins: tuple[str, ...] = key("Python files with models of your own, run before the config is checked.")
+    plugins: tuple[str, ...] = key(
+        "Python files with models of your own, run before the config is checked.", neutral=True
+    )
     data: Any
     split: SplitConfig
     model: Any

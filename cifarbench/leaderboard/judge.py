@@ -10,7 +10,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.config.load import differences, load
-from cifarbench.config.models import MODELS
+from cifarbench.config.models import SHIPPED
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts
@@ -88,11 +88,13 @@ def _model(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
     count, recorded = count_parameters(found.trained.model), found.manifest["model"]["parameters"]
     if count != recorded:
         return "broken", f"run.json says {recorded:,} parameters, the rebuilt model has {count:,}"
-    if config.model.name in MODELS:
+    if config.model.name in SHIPPED:
         return "kept", f"{config.model.name} is shipped, {count:,} parameters, weights drawn from seed {config.seed}"
-    foreign = sorted({type(module).__module__ for module in found.trained.model.modules()} - {"torch.nn"})
-    foreign = [name for name in foreign if not name.startswith("torch.nn")]
-    return "look", f"the model is code of the run's author ({', '.join(foreign)}); read {list(config.plugins)}"
+    if config.model.sha256 not in ("", config.model.loaded):
+        return "broken", f"{config.model.name} was trained from another file than the one that `plugins` names"
+    foreign = {f"{type(module).__module__}.{type(module).__qualname__}" for module in found.trained.model.modules()}
+    shown = ", ".join(sorted(name for name in foreign if not name.startswith("torch.nn."))) or "torch.nn alone"
+    return "look", f"{count:,} parameters, code of the run's author; read the file that you named ({shown})"
 
 
 def _split(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:

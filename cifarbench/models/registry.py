@@ -59,10 +59,13 @@ def register(name: str) -> Callable[[Class], Class]:
 def build(name: str, **options: object) -> nn.Module:
     """Make the model `name` with its keyword options, in fp32 on the default device.
 
+    `sha256`, which the config of a plugin's model has beside them, says of which file it is and is none of them.
+
     Raises:
         ConfigError: for an unknown name, an option that the class does not take, or one that it misses.
     """
     cls = _find(name)
+    options.pop("sha256", None)
     _check_options(name, options)
     return cls(**options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ def restore(path: Path, root: str | None = None) -> Trained:
     """
     state = checkpoint.load(path)
     config = stored_config(state, path)
+    if getattr(config.model, "sha256", "") != getattr(config.model, "loaded", ""):
+        print(f"cifarbench: the file of {config.model.name} was edited since {path} was trained", file=sys.stderr)
     config = dataclasses.replace(config, data=without_addresses(config.data, root))
     passport = checkpoint.passport_of(path, state)
     model = build_model(config)
