@@ -238,14 +238,16 @@ def check_distinct(directories: Sequence[Path]) -> None:
         seen.add(directory.resolve())
 
 
-def check_one_passport(directories: Sequence[Path]) -> None:
-    """Raise IntegrityError unless all runs are of one dataset and one split, so that their numbers compare."""
+def check_one_test_part(directories: Sequence[Path]) -> None:
+    """Raise IntegrityError unless all runs were tested on the same images: of one dataset, by a split of one name.
+
+    Which trainable images were held out for validation may differ.
+    """
     passports = [_passport(directory) for directory in directories]
     for directory, passport in zip(directories, passports, strict=True):
         for part in ("dataset", "split"):
-            name, mark = passport[part]
-            first, first_mark = passports[0][part]
-            if mark != first_mark:
+            (name, mark), (first, first_mark) = passport[part], passports[0][part]
+            if name != first or (part == "dataset" and mark != first_mark):
                 raise IntegrityError(
                     f"{directories[0]} and {directory} cannot be compared: their {part}s differ, "
                     f"{first} {first_mark[:12]} and {name} {mark[:12]}. Give runs of one dataset and split."

@@ -97,17 +97,28 @@ def test_a_device_that_is_refused_opens_no_seal(cli, copies, monkeypatch):
 
 
 def test_runs_of_other_data_or_split_are_refused(cli, copies):
-    for part in ("dataset", "split"):
-        manifest = manifest_of(copies[1])
-        original = manifest[part]["fingerprint"]
-        manifest[part]["fingerprint"] = "f" * 64
+    original = manifest_of(copies[1])
+
+    def ended_with(part: str, **changes: str):
+        manifest = {**original, part: {**original[part], **changes}}
         (copies[1] / "run.json").write_text(json.dumps(manifest))
-        result = cli("ensemble", *map(str, copies))
+        return cli("ensemble", *map(str, copies))
+
+    for part, changes in (("dataset", {"fingerprint": "f" * 64}), ("split", {"name": "official"})):
+        result = ended_with(part, **changes)
         assert result.code == 3
         assert f"their {part}s differ" in result.err
-        manifest[part]["fingerprint"] = original
-        (copies[1] / "run.json").write_text(json.dumps(manifest))
-    assert cli("ensemble", *map(str, copies)).code == 0
+    assert ended_with("split", fingerprint="f" * 64).code == 0  # other validation images, the same test part
+
+
+def test_weights_that_saw_each_others_validation_images_have_no_mean(cli, copies):
+    path = copies[1] / "checkpoints" / "best.pt"
+    state = checkpoint.load(path)
+    state["passport"]["split"]["fingerprint"] = "f" * 64
+    path.write_bytes(checkpoint.sealed_bytes(state))
+    result = cli("ensemble", *map(str, copies), "average=weights")
+    assert result.code == 3
+    assert "different validation images" in result.err
 
 
 def test_answers_for_other_images_are_refused(cli, copies):

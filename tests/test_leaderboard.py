@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import shutil
@@ -14,6 +15,7 @@ from conftest import TINY, tiny_config
 from cifarbench.commands.hydra_app import compose
 from cifarbench.commands.leaderboard import rewrite
 from cifarbench.config.before import BaselineConfig
+from cifarbench.config.judge import LeaderboardConfig
 from cifarbench.config.load import identity, load
 from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.leaderboard import judge
@@ -44,6 +46,7 @@ def record(accuracy, seed=0, recipe="a", dataset="cifar10", split="last20", open
             "openings": openings,
             "seconds": 60.0,
             "device": "a CPU",
+            "precision": "bf16",
             **changes,
         }
     )
@@ -72,6 +75,27 @@ def test_different_data_is_never_in_one_table():
     ]
     with pytest.raises(IntegrityError, match="cannot be compared"):
         compare(group(mixed[:1], "test"), group(mixed[1:2], "test"), "test")
+
+
+def test_other_validation_images_leave_the_test_part_as_it_is():
+    mixed = [record(0.8), record(0.9, recipe="b", split="last20")]
+    mixed[1] = dataclasses.replace(mixed[1], split=("last20", "all-48,000-trained-on"))
+    (board,) = boards(mixed, "test")
+    assert [row.label for row in board.groups] == ["recipe=b", "recipe=a"]
+    assert compare(group(mixed[:1], "test"), group(mixed[1:], "test"), "test").difference == pytest.approx(0.1)
+    assert len(boards(mixed, "val")) == 2
+    with pytest.raises(IntegrityError, match="cannot be compared"):
+        compare(group(mixed[:1], "val"), group(mixed[1:], "val"), "val")
+
+
+def test_what_is_not_counted_or_not_alike_is_said(capsys):
+    config = load(LeaderboardConfig, compose("leaderboard", []))
+    twice = dataclasses.replace(record(0.1), directory=Path("another"))
+    print_boards(boards([record(0.8), twice, record(0.8, 1, precision="fp32")], "test"), config, [])
+    said = capsys.readouterr().out
+    assert "not counted, as another run has the same recipe and seed: another" in said
+    assert "† the runs are of different machines or number formats" in said
+    assert "80.00% ± 0.00" in said
 
 
 @pytest.mark.parametrize("sort", ["parameters", "flops", "seconds"])
@@ -151,9 +175,8 @@ def test_the_text_of_where_may_be_an_override(cli, runs):
 
 @pytest.mark.parametrize("label", ["plugins=[mynet.py]", "plugins=[/a/mynet.py]", "plugins=[:cat:]"])
 def test_a_label_is_shown_as_it_was_typed(capsys, label):
-    print_boards(
-        boards([record(0.9, label=label), record(0.8, recipe="b")], "test"), "test", 0, [f"{label} is left out"]
-    )
+    config = load(LeaderboardConfig, compose("leaderboard", []))
+    print_boards(boards([record(0.9, label=label), record(0.8, recipe="b")], "test"), config, [f"{label} is left out"])
     assert capsys.readouterr().out.count(label) == 2
 
 
@@ -327,10 +350,25 @@ def test_the_split_and_the_limit_are_the_tutors_choice(cli, run):
 
 
 def test_a_verdict_ends_with_any_change(run):
-    judge.keep(run, [judge.Check("all", "kept", "")])
-    assert judge.is_verified(run)
+    judge.keep(run, [judge.Check("all", "kept", "")], "last20", 2100.0)
+    assert judge.is_verified(run, "last20", 2100.0)
     change(run, seed=99)
-    assert not judge.is_verified(run)
+    assert not judge.is_verified(run, "last20", 2100.0)
+
+
+def test_a_verdict_by_laxer_rules_is_none(cli, run):
+    for protocol, limit, stands in [
+        ("last20", 60.0, True),
+        ("last20", 2100.0, True),
+        ("last20", 2101.0, False),
+        ("last20", None, False),
+        ("official", 60.0, False),
+    ]:
+        judge.keep(run, [judge.Check("all", "kept", "")], protocol, limit)
+        assert judge.is_verified(run, "last20", 2100.0) == stands
+        ended = cli("leaderboard", str(run), "--verified")
+        assert (str(run) in ended.out, "1 of 1 runs are left out" in ended.out) == (stands, not stands)
+    assert cli("leaderboard", str(run), "--verified", "protocol=official").out.count("passport") == 1
 
 
 def test_a_real_run_passes(cli, cifar10_root, tmp_path):

@@ -66,7 +66,8 @@ def test_a_model_of_the_authors_own_is_for_a_person_to_read_and_its_file_is_the_
         "    def __init__(self, *, width: int = 4) -> None:\n"
         "        super().__init__(nn.Flatten(), nn.Linear(3072, width), nn.ReLU(), nn.Linear(width, 10))\n"
     )
-    assert cli("train", "plugins=[judged.py]", "model=judged", *TINY[:1], *TINY[8:], *PLAIN[len(TINY):], "hydra.run.dir=run").code == 0
+    words = [*TINY[:1], *TINY[8:], *PLAIN[len(TINY) :]]
+    assert cli("train", "plugins=[judged.py]", "model=judged", *words, "hydra.run.dir=run").code == 0
     ended = cli("verify", "run", "plugins=[judged.py]")
     assert unkept(tmp_path / "run") == {own: "look", NOT_CIFAR10: "broken"}, ended.out
     assert "judged.Judged" in ended.out
@@ -95,14 +96,15 @@ def test_runs_without_a_checkpoint_or_a_record_are_judged_and_so_are_those_after
     for home in (bare, damaged):
         assert (verdict_of(home)["passed"], verdict_of(home)["digest"]) == (False, None)
         assert unkept(home) == {"record": "broken"}
-        assert not judge.is_verified(home)
+        assert not judge.is_verified(home, "last20", None)
     assert unkept(run) == {NOT_CIFAR10: "broken"}
 
 
 def test_a_verdict_of_no_digest_is_never_that_of_a_verified_run(run):
     shutil.rmtree(run / "checkpoints")
-    runs.write_json(run / judge.VERDICT, {"passed": True, "digest": None, "checks": []})
-    assert not judge.is_verified(run)
+    kept = {"passed": True, "protocol": "last20", "limit": None, "digest": None, "checks": []}
+    runs.write_json(run / judge.VERDICT, kept)
+    assert not judge.is_verified(run, "last20", None)
 
 
 def test_a_missing_dataset_is_said_once_and_breaks_no_run(cli, run, tmp_path):

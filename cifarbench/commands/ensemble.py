@@ -28,7 +28,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
         if not (home / "run.json").is_file():
             raise ConfigError(f"`run` names {str(home)!r}, which is no run directory.")
     runs.check_distinct(homes)
-    runs.check_one_passport(homes)
+    runs.check_one_test_part(homes)
     from cifarbench.compute import choose_compute
     from cifarbench.evaluation.predictions import read_predictions
     from cifarbench.reporting.ensemble import show, write

@@ -10,7 +10,7 @@ from cifarbench.config.judge import LeaderboardConfig
 from cifarbench.config.load import load
 from cifarbench.errors import ConfigError
 
-_KEYS = ("folder", "by", "sort", "only", "where", "verified", "top", "compare", "out")
+_KEYS = ("folder", "by", "sort", "only", "where", "verified", "protocol", "limit", "top", "compare", "out")
 
 
 def rewrite(arguments: list[str]) -> list[str]:
@@ -52,8 +52,12 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     notes: list[str] = []
     everything = find([*folders, *map(Path, config.compare)], notes.append)
     records = [record for record in everything if _is_wanted(record, config)]
+    if config.verified:
+        records = _verified(records, config, notes)
     ranked = boards(records, config.by, config.sort)
-    print_boards(ranked, config.by, config.top, notes)
+    if everything and not ranked:
+        notes.append(f"of {len(everything)} finished runs none is left by the filters, or has a {config.by} accuracy.")
+    print_boards(ranked, config, notes)
     if config.out is not None:
         write_boards(ranked, config.by, Path(config.out))
     if config.compare:
@@ -62,13 +66,21 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
 
 
 def _is_wanted(record: Any, config: LeaderboardConfig) -> bool:
-    if (config.only and record.model != config.only) or config.where not in record.label:
-        return False
-    if config.verified:
-        from cifarbench.leaderboard.judge import is_verified
+    return (not config.only or record.model == config.only) and config.where in record.label
 
-        return is_verified(record.directory)
-    return True
+
+def _verified(records: list[Any], config: LeaderboardConfig, notes: list[str]) -> list[Any]:
+    """The records of runs that the judge found in order; a note says how many are left out."""
+    from cifarbench.leaderboard.judge import is_verified
+
+    kept = [record for record in records if is_verified(record.directory, config.protocol, config.limit_seconds)]
+    if len(kept) < len(records):
+        within = f" limit={config.limit}" if config.limit else ""
+        notes.append(
+            f"{len(records) - len(kept)} of {len(records)} runs are left out: not found in order by `cifarbench verify "
+            f"protocol={config.protocol}{within}`, or changed since; an `eval` opens the test part once more."
+        )
+    return kept
 
 
 def _compare(config: LeaderboardConfig, records: list[Any]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins
 from cifarbench.commands.words import gather
-from cifarbench.config.durations import seconds
 from cifarbench.config.judge import VerifyConfig
 from cifarbench.config.load import load
 from cifarbench.errors import IntegrityError, ResourceError
@@ -53,7 +52,7 @@ def _judge(config: VerifyConfig, home: Path) -> bool:
     checks = examine(home, _evidence(config, home), config.root, config.threads)
     print_checks(home, checks)
     if (home / "run.json").is_file():
-        keep(home, checks)
+        keep(home, checks, config.protocol, config.limit_seconds)
     return passed(checks)
 
 
@@ -70,7 +69,6 @@ def _evidence(config: VerifyConfig, home: Path) -> Any:
         except ResourceError as error:
             raise ResourceError(f"{error} Or name the folder that it lies in: root=DIR.") from error
         parts = split(data, trained.config.split)
-        limit = seconds(config.limit, "limit") if config.limit else None
-        return Evidence(runs.read_manifest(home), trained, data, parts, config.protocol, limit)
+        return Evidence(runs.read_manifest(home), trained, data, parts, config.protocol, config.limit_seconds)
 
     return collect

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from cifarbench.config.durations import seconds
 from cifarbench.config.keys import key
+from cifarbench.config.schema import SPLITS
 from cifarbench.errors import ConfigError
 
 _ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
@@ -21,12 +22,20 @@ class LeaderboardConfig:
         "accuracy", "parameters", "flops", "seconds"])  # fmt: skip
     only: str | None = key("Only runs of this model; null: of every model.")
     where: str = key("Only runs whose typed overrides contain this text, such as optim=adamw; empty: all.")
-    verified: bool = key("Only runs that `cifarbench verify` found in order, unchanged since.")
+    verified: bool = key("Only runs that `cifarbench verify` found in order, unchanged since, with their directories.")
+    protocol: str = key("With `verified`: the split that the verdict demanded.", choices=SPLITS)
+    limit: str | None = key("With `verified`: the longest limit that the verdict may have demanded: 35m; null: any.")
     top: int = key("Rows shown of each table; 0: all.", unit="rows", ge=0)
     compare: tuple[str, ...] = key("Two run directories whose recipes are compared over all their seeds; [] for none.")
     out: str | None = key("Folder for leaderboard.csv, .json and .md; null: none is written.")
 
+    @property
+    def limit_seconds(self) -> float | None:
+        """The limit in seconds."""
+        return None if self.limit is None else seconds(self.limit, "limit")
+
     def __post_init__(self) -> None:
+        _ = self.limit_seconds  # which refuses what is no time
         if len(self.compare) not in (0, 2):
             raise ConfigError(f"`compare` names {len(self.compare)} runs; give two: --compare DIR DIR.")
         if not self.folder:
@@ -38,14 +47,18 @@ class VerifyConfig:
     """Everything that `cifarbench verify` needs."""
 
     run: tuple[str, ...] = key("Run directories to judge.")
-    protocol: str = key("The split that the rules demand.", choices=["last20", "official", "train_last20"])
+    protocol: str = key("The split that the rules demand.", choices=SPLITS)
     limit: str | None = key("Wall-clock limit of a run, test included: 35m; null: none.")
     root: str | None = key(_ROOT)
     threads: int | None = key("CPU threads; null: as the run used.", ge=1, le=1024)
     plugins: tuple[str, ...] = key("Python files with the models of the runs, which you have read.")
 
+    @property
+    def limit_seconds(self) -> float | None:
+        """The limit in seconds."""
+        return None if self.limit is None else seconds(self.limit, "limit")
+
     def __post_init__(self) -> None:
-        if self.limit is not None:
-            seconds(self.limit, "limit")
+        _ = self.limit_seconds  # which refuses what is no time
         if not self.run:
             raise ConfigError("`run` names no run directory; type `cifarbench verify DIR` or several.")

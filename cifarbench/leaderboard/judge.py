@@ -183,18 +183,24 @@ def passed(checks: list[Check]) -> bool:
     return all(check.verdict != "broken" for check in checks)
 
 
-def keep(run: Path, checks: list[Check]) -> None:
-    """Write verify.json: the verdicts, and a digest of what they were passed on, null where that is not there."""
-    runs.write_json(
-        run / VERDICT, {"passed": passed(checks), "digest": digest(run), "checks": [asdict(check) for check in checks]}
-    )
+def keep(run: Path, checks: list[Check], protocol: str, limit: float | None) -> None:
+    """Write verify.json: the verdicts, the split and the seconds that were demanded, and a digest of what was judged.
+
+    The digest is null where there is nothing to take it of.
+    """
+    verdict = {"passed": passed(checks), "protocol": protocol, "limit": limit, "digest": digest(run)}
+    runs.write_json(run / VERDICT, {**verdict, "checks": [asdict(check) for check in checks]})
 
 
-def is_verified(run: Path) -> bool:
-    """Whether the run was found in order, and neither its record nor its checkpoint has changed since."""
+def is_verified(run: Path, protocol: str, limit: float | None) -> bool:
+    """Whether the run was found in order by rules no laxer than these, and what was judged has not changed since."""
     try:
         kept = runs.read_json(run / VERDICT)
-        return kept.get("passed") is True and kept.get("digest") is not None and kept["digest"] == digest(run)
+        if kept.get("passed") is not True or kept.get("protocol") != protocol or kept.get("digest") is None:
+            return False
+        allowed = kept.get("limit")
+        within = limit is None or (isinstance(allowed, int | float) and allowed <= limit)
+        return within and kept["digest"] == digest(run)
     except (CifarbenchError, OSError):
         return False
 

@@ -16,7 +16,10 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe. `mean`, `std` and `interval` are of the ranked accuracy; `std` is None for a single run."""
+    """Runs of one recipe. `mean`, `std` and `interval` are of the ranked accuracy; `std` is None for a single run.
+
+    `doubled` are runs whose recipe and seed an earlier one has; they count for nothing.
+    """
 
     label: str
     records: tuple[Record, ...]
@@ -25,6 +28,7 @@ class Group:
     interval: tuple[float, float]
     official: float | None
     seconds: float | None
+    doubled: tuple[Record, ...] = ()
 
     @property
     def n(self) -> int:
@@ -36,33 +40,52 @@ class Group:
         """Whether a run's test part was opened more than once."""
         return any(record.openings > 1 for record in self.records)
 
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the runs are of several kinds of machine or number formats, so that more than the seed differs."""
+        return len({(record.device, record.precision) for record in self.records}) > 1
+
 
 @dataclass(frozen=True)
 class Board:
-    """The ranked groups of one dataset and one split: only these may stand in one table."""
+    """The ranked groups that were scored on the same images: only these may stand in one table.
+
+    `dataset` is its name and fingerprint, `split` the split's name and the fingerprints of it among the runs: several
+    where they held out different validation images, which leaves the test part as it is.
+    """
 
     dataset: tuple[str, str]
-    split: tuple[str, str]
+    split: tuple[str, tuple[str, ...]]
     groups: tuple[Group, ...]
 
 
 def boards(records: Sequence[Record], by: str, sort: str = "accuracy") -> list[Board]:
-    """Group and rank `records`, a board for each passport.
+    """Group and rank `records`, a board for each set of scored images.
 
     Args:
         records: finished runs.
         by: "test" or "val", the accuracy that is ranked; runs without it are left out.
         sort: "accuracy" (best first), or "parameters", "flops" or "seconds" (smallest first).
     """
-    passports: dict[tuple[tuple[str, str], tuple[str, str]], dict[str, list[Record]]] = {}
+    together: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         if _accuracy(record, by) is not None:
-            recipes = passports.setdefault((record.dataset, record.split), {})
-            recipes.setdefault(record.identity, []).append(record)
-    return [
-        Board(dataset, split, tuple(sorted((group(runs, by) for runs in recipes.values()), key=_order(sort))))
-        for (dataset, split), recipes in sorted(passports.items())
-    ]
+            together.setdefault(_scored(record, by), []).append(record)
+    return [_board(together[images], by, sort) for images in sorted(together)]
+
+
+def _scored(record: Record, by: str) -> tuple[str, ...]:
+    """What tells which images a record's accuracy is of: those for testing follow from the split's name alone."""
+    return (*record.dataset, *(record.split if by == "val" else record.split[:1]))
+
+
+def _board(records: Sequence[Record], by: str, sort: str) -> Board:
+    recipes: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        recipes.setdefault((record.identity, record.split[1]), []).append(record)
+    groups = sorted((group(runs, by) for runs in recipes.values()), key=_order(sort))
+    marks = tuple(sorted({record.split[1] for record in records}))
+    return Board(records[0].dataset, (records[0].split[0], marks), tuple(groups))
 
 
 def _order(sort: str) -> Callable[[Group], tuple[float, str]]:
@@ -82,8 +105,7 @@ def _order(sort: str) -> Callable[[Group], tuple[float, str]]:
 def group(records: Sequence[Record], by: str) -> Group:
     """The statistics of runs of one recipe; of several runs with the same seed the first counts."""
     by_seed: dict[int, Record] = {}
-    for record in records:
-        by_seed.setdefault(record.seed, record)
+    doubled = [record for record in records if by_seed.setdefault(record.seed, record) is not record]
     kept = tuple(by_seed[seed] for seed in sorted(by_seed))
     values = [value for value in (_accuracy(record, by) for record in kept) if value is not None]
     official = [record.official_accuracy for record in kept if record.official_accuracy is not None]
@@ -96,6 +118,7 @@ def group(records: Sequence[Record], by: str) -> Group:
         interval=interval(values, kept[0].test_images if by == "test" else kept[0].val_images),
         official=statistics.fmean(official) if official else None,
         seconds=statistics.fmean(seconds) if seconds and len({record.device for record in kept}) == 1 else None,
+        doubled=tuple(doubled),
     )
 
 
@@ -133,13 +156,13 @@ class Verdict:
 
 
 def compare(first: Group, second: Group, by: str) -> Verdict:
-    """Welch's t-test over the seeds of two groups of one passport.
+    """Welch's t-test over the seeds of two groups that were scored on the same images.
 
     Raises:
-        IntegrityError: they are of different datasets or splits.
+        IntegrityError: their images differ.
     """
     one, other = first.records[0], second.records[0]
-    if (one.dataset, one.split) != (other.dataset, other.split):
+    if _scored(one, by) != _scored(other, by):
         raise IntegrityError(
             f"{one.directory} and {other.directory} cannot be compared: {one.dataset[0]} {one.split[0]} "
             f"{one.split[1][:12]} and {other.dataset[0]} {other.split[0]} {other.split[1][:12]} are different data."

@@ -40,6 +40,7 @@ class Record:
     openings: int
     seconds: float | None
     device: str
+    precision: str
 
 
 def find(folders: Sequence[Path], note: Callable[[str], None] = lambda text: None) -> list[Record]:
@@ -97,6 +98,7 @@ def read(directory: Path) -> Record | None:
             openings=int(test.get("openings", 0)),
             seconds=_number(manifest.get("timing", {}).get("train_test")),
             device=str(manifest["environment"]["device_name"]),
+            precision=str(manifest["environment"].get("precision")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise IntegrityError(f"run.json is not that of a finished run ({type(error).__name__}: {error})") from error

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cifarbench.config.judge import LeaderboardConfig
 from cifarbench.evaluation.comparison import Comparison
 from cifarbench.leaderboard.judge import Check
 from cifarbench.leaderboard.ranking import Board, Group, Verdict
@@ -22,7 +23,11 @@ from cifarbench.runs import shown_path, write_json, write_text
 
 _HEADINGS = {"test": "test accuracy", "val": "validation accuracy"}
 _STYLES = {"kept": "green", "broken": "bold red", "look": "yellow"}
-_OFTEN = "*"
+_OFTEN, _MIXED = "*", "†"
+_INTERVALS = "95 % interval: of the mean over seeds (Student's t) where n > 1, else over images alone (Wilson)."
+_CHOICE = (
+    "Who picks the best line by its test accuracy has selected on the test part: pick by=val, then report its test."
+)
 
 
 def _console(**settings: Any) -> Console:
@@ -30,26 +35,44 @@ def _console(**settings: Any) -> Console:
     return Console(highlight=False, markup=False, emoji=False, **settings)
 
 
-def print_boards(ranked: Sequence[Board], by: str, top: int, notes: Sequence[str]) -> None:
-    """A table for each dataset and split, and a line for each run that could not be read."""
+def print_boards(ranked: Sequence[Board], config: LeaderboardConfig, notes: Sequence[str]) -> None:
+    """A table for each set of scored images, what its numbers mean, and a line for each run that it leaves out."""
     console = _console(width=None if sys.stdout.isatty() else 120)
     if not ranked:
         console.print("no finished runs were found")
     for index, board in enumerate(ranked):
-        shared, labels = _labels(board.groups)
         if index:
             console.print()
-        console.print(_title(board), soft_wrap=True)
-        if shared:
-            console.print(Text(f"all with {shared}", "dim"), soft_wrap=True)
-        groups = board.groups[:top] if top else board.groups
-        console.print(_table(groups, labels, by))
-        if len(groups) < len(board.groups):
-            console.print(Text(f" and {len(board.groups) - len(groups)} more", "dim"))
-        if any(group.opened_often for group in groups):
-            console.print(Text(f" {_OFTEN} the test part of a run was opened more than once", "yellow"))
+        _print_board(console, board, config)
+    if ranked:
+        console.print(Text(_INTERVALS, "dim"), soft_wrap=True)
+    if config.by == "test" and any(len(board.groups) > 1 for board in ranked):
+        console.print(Text(_CHOICE, "dim"), soft_wrap=True)
     for note in notes:
         console.print(Text(note, "yellow"), soft_wrap=True)
+
+
+def _print_board(console: Console, board: Board, config: LeaderboardConfig) -> None:
+    shared, labels = _labels(board.groups)
+    groups = board.groups[: config.top] if config.top else board.groups
+    console.print(_title(board), soft_wrap=True)
+    if shared:
+        console.print(Text(f"all with {shared}", "dim"), soft_wrap=True)
+    console.print(_table(groups, labels, config.by))
+    if config.verified:  # a tutor wants to know whose they are
+        for place, group in enumerate(groups, 1):
+            names = ", ".join(shown_path(record.directory) for record in group.records)
+            console.print(Text(f" {place}  {names}", "dim"), soft_wrap=True)
+    if len(groups) < len(board.groups):
+        console.print(Text(f" and {len(board.groups) - len(groups)} more", "dim"))
+    if any(group.opened_often for group in groups):
+        console.print(Text(f" {_OFTEN} the test part of a run was opened more than once", "yellow"))
+    if any(group.is_mixed for group in groups):
+        console.print(Text(f" {_MIXED} the runs are of different machines or number formats", "yellow"))
+    doubled = [shown_path(record.directory) for group in board.groups for record in group.doubled]
+    if doubled:
+        text = f" not counted, as another run has the same recipe and seed: {', '.join(doubled)}"
+        console.print(Text(text, "yellow"), soft_wrap=True)
 
 
 def _title(board: Board) -> Text:
@@ -57,7 +80,7 @@ def _title(board: Board) -> Text:
     stand_in = " (drawn images, not CIFAR-10)" if name == "synthetic" else ""
     return Text.assemble(
         (f"{name}{stand_in}, split {board.split[0]}", "bold"),
-        (f"   passport {board.dataset[1][:12]} / {board.split[1][:12]}", "dim"),
+        (f"   passport {board.dataset[1][:12]} / {', '.join(mark[:12] for mark in board.split[1])}", "dim"),
     )
 
 
@@ -86,7 +109,7 @@ def _cells(group: Group, label: str) -> list[str]:
     first = group.records[0]
     low, high = group.interval
     return [
-        label + (f" {_OFTEN}" if group.opened_often else ""),
+        label + (f" {_OFTEN}" if group.opened_often else "") + (f" {_MIXED}" if group.is_mixed else ""),
         str(group.n),
         f"{group.mean:.2%}" + ("" if group.std is None else f" ± {100 * group.std:.2f}"),
         f"{100 * low:.2f}–{100 * high:.2f}",
@@ -103,7 +126,7 @@ def write_boards(ranked: Sequence[Board], by: str, folder: Path) -> None:
     rows = [row for board in ranked for row in _rows(board, by)]
     write_json(folder / "leaderboard.json", {"by": by, "rows": rows})
     text = io.StringIO()
-    flat = [{name: value for name, value in row.items() if name != "runs"} for row in rows]
+    flat = [{**row, "runs": " ".join(row["runs"])} for row in rows]
     table = csv.DictWriter(text, list(flat[0]) if flat else ["dataset"], lineterminator="\n")
     table.writeheader()
     table.writerows(flat)
@@ -116,7 +139,7 @@ def _rows(board: Board, by: str) -> list[dict[str, Any]]:
         {
             "dataset": board.dataset[0],
             "split": board.split[0],
-            "passport": board.split[1],
+            "passport": group.records[0].split[1],
             "place": place,
             "recipe": group.label,
             "n": group.n,
@@ -124,12 +147,15 @@ def _rows(board: Board, by: str) -> list[dict[str, Any]]:
             f"{by}_std": group.std,
             "interval_low": group.interval[0],
             "interval_high": group.interval[1],
+            "interval_over": "seeds" if group.n > 1 else "images",
             "official_mean": group.official,
             "model": group.records[0].model,
             "parameters": group.records[0].parameters,
             "flops": group.records[0].flops,
             "seconds": group.seconds,
             "device": group.records[0].device,
+            "precision": group.records[0].precision,
+            "mixed": group.is_mixed,
             "opened_often": group.opened_often,
             "runs": [str(record.directory) for record in group.records],
         }
@@ -146,7 +172,7 @@ def _markdown(ranked: Sequence[Board], by: str) -> str:
         for place, group in enumerate(board.groups, 1):
             cells = [str(place), *(cell.replace("|", "\\|") for cell in _cells(group, group.label))]
             lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+        lines += ["", _INTERVALS, ""]
     return "\n".join(lines)
 
 

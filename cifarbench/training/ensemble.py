@@ -56,6 +56,12 @@ def average_weights(homes: Sequence[Path], members: Sequence[Predictions], root:
     _check_one_model(homes, restored)
     _check_one_view(homes, restored)
     first = restored[0]
+    for home, trained in zip(homes, restored, strict=True):
+        if trained.passport["split"] != first.passport["split"]:
+            raise IntegrityError(
+                f"{homes[0]} and {home} held out different validation images, so that their mean has seen all of them. "
+                "Take average=predictions."
+            )
     data = load_images(first.config.data)
     parts = split(data, first.config.split)
     if parts.fingerprint != first.passport["split"]["fingerprint"]:

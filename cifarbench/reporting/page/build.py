@@ -77,7 +77,7 @@ def write_comparison_page(directories: Sequence[Path], out: Path) -> Path:
     """
     runs.check_distinct(directories)
     records = [read_record(directory) for directory in directories]
-    runs.check_one_passport(directories)
+    runs.check_one_test_part(directories)
     facts = comparison(records)
     _write(out, _render("comparison.html.j2", **facts))
     runs.write_json(
