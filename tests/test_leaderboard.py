@@ -22,6 +22,7 @@ from cifarbench.leaderboard import judge
 from cifarbench.leaderboard.ranking import boards, compare, group, interval
 from cifarbench.leaderboard.records import Record, find
 from cifarbench.reporting.leaderboard import print_boards
+from cifarbench.runs import shown_path
 
 scipy_stats = pytest.importorskip("scipy.stats")
 
@@ -367,7 +368,10 @@ def test_a_verdict_by_laxer_rules_is_none(cli, run):
         judge.keep(run, [judge.Check("all", "kept", "")], protocol, limit)
         assert judge.is_verified(run, "last20", 2100.0) == stands
         ended = cli("leaderboard", str(run), "--verified")
-        assert (str(run) in ended.out, "1 of 1 runs are left out" in ended.out) == (stands, not stands)
+        assert (f" 1  {shown_path(run)}\n" in ended.out, "1 of 1 runs are left out" in ended.out) == (
+            stands,
+            not stands,
+        )
     assert cli("leaderboard", str(run), "--verified", "protocol=official").out.count("passport") == 1
 
 
