@@ -15,9 +15,11 @@ import pytest
 import torch
 from conftest import TINY, in_this_process, manifest_of, mark_interrupted, rows_of, wait_until
 from processes import forked
+from torch import nn
 
 from cifarbench.training.checkpoint import load
 from cifarbench.training.distributed import World
+from cifarbench.training.sync_norm import synchronise_norms
 
 FP32 = [*TINY, "trainer.precision=fp32", "augment=standard"]
 # Batch statistics are each process's own, unless they are exchanged.
@@ -92,6 +94,72 @@ def test_with_norms_exchanged_two_processes_train_like_one(cli, tmp_path):
         torch.testing.assert_close(two[name], weights, rtol=1e-2, atol=1e-3)
     for first, second in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert second["train_loss"] == pytest.approx(first["train_loss"], abs=1e-3)
+
+
+def test_gradients_and_loss_are_summed_over_the_processes(monkeypatch):
+    monkeypatch.setattr(
+        "torch.distributed.all_reduce", lambda values: values.mul_(2)
+    )  # two processes of the same batch
+    layer = nn.Linear(3, 2)
+    layer(torch.ones(1, 3)).square().sum().backward()
+    before = [parameter.grad.clone() for parameter in layer.parameters()]
+    assert World(0, 2).add_gradients(layer, torch.tensor(0.7)).item() == pytest.approx(1.4)
+    for parameter, gradient in zip(layer.parameters(), before, strict=True):
+        assert parameter.grad.equal(2 * gradient)
+
+
+def test_shares_that_differ_by_an_image_take_as_many_passes(tmp_path):
+    # Of 33 images one process has 17, the other 16: with an exchange in every norm, passes have to be alike in number.
+    words = ["trainer.sync_norm=true", "data.size=600", "trainer.batch_size=33", "trainer.micro_batch=16"]
+    ends = by_hand("train", *FP32, *words, "trainer.epochs=1", "hydra.run.dir=run", cwd=tmp_path)
+    assert [code for code, _ in ends] == [0, 0], ends
+    assert not any("Warning" in said for _, said in ends)
+
+
+@pytest.mark.parametrize(("world", "batch", "micro"), [(1, 129, 128), (2, 33, 16), (3, 7, 2), (2, 2, 1), (4, 5, None)])
+def test_passes_are_one_number_for_all_processes_and_none_is_empty(world, batch, micro):
+    positions = torch.arange(batch)
+    passes = World(0, world).passes(batch, micro)
+    seen = [World(rank, world).share(positions).tensor_split(passes) for rank in range(world)]
+    sizes = [len(part) for parts in seen for part in parts]
+    assert min(sizes) > 0
+    assert max(sizes) <= (micro or batch) + (micro == 1)  # an image each: the larger share has one more
+    assert torch.cat([part for parts in seen for part in parts]).sort().values.equal(positions)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all_alike(tmp_path):
+    (tmp_path / "odd.py").write_text(
+        "import os\n"
+        "from torch import nn\n"
+        "from cifarbench.models.registry import register\n"
+        "@register('odd')\n"
+        "class Odd(nn.Module):\n"
+        "    def __init__(self) -> None:\n"
+        "        super().__init__()\n"
+        "        self.layer = nn.Linear(3072, 10)\n"
+        "    def forward(self, x):\n"
+        "        broken = self.training and os.environ.get('RANK') == '1'\n"
+        "        return self.layer(x.flatten(1)) * (float('nan') if broken else 1.0)\n"
+    )
+    words = ["plugins=[odd.py]", "model=odd", "data=synthetic", "data.size=600", "trainer.precision=fp32"]
+    ends = by_hand("train", *words, "hydra.run.dir=run", cwd=tmp_path)
+    assert [code for code, _ in ends] == [4, 4], ends
+    assert "the loss became nan at step 1" in ends[0][1]
+
+
+def test_norms_of_nearly_constant_channels_stay_finite_and_exact(monkeypatch):
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: None)  # one process alone
+    generator = torch.Generator().manual_seed(0)
+    images = 10.3 + 1e-3 * torch.randn(8, 50, 4, 4, generator=generator)
+    ours, theirs = nn.BatchNorm2d(50, eps=1e-12), nn.BatchNorm2d(50, eps=1e-12).double()
+    synchronise_norms(ours)
+    with torch.no_grad():
+        for _ in range(60):  # the running mean comes near
+            found, right = ours(images), theirs(images.double())
+    torch.testing.assert_close(found.double(), right, rtol=0, atol=2e-3)
+    torch.testing.assert_close(ours.running_var.double(), theirs.running_var, rtol=1e-2, atol=1e-6)
+    flat = torch.full((4, 50, 2, 2), 10.3) + torch.rand(1, 50, 1, 1, generator=generator)
+    assert bool(ours(flat).isfinite().all())
 
 
 def test_a_finished_run_asked_for_again_lets_every_process_end(runs_of_one_and_two, tmp_path):

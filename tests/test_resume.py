@@ -271,10 +271,10 @@ def test_a_kill_between_the_last_step_and_the_end_of_its_epoch_leaves_the_same_r
     end_epoch = Training._end_epoch
     with pytest.MonkeyPatch.context() as patch:
 
-        def die(training):
+        def die(training, tick):
             if training.progress.epoch == 1:
                 raise KilledError
-            end_epoch(training)
+            end_epoch(training, tick)
 
         patch.setattr(Training, "_end_epoch", die)
         with pytest.raises(KilledError):

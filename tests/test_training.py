@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,13 @@ from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet, image_set
 from cifarbench.data.load import load_images
 from cifarbench.data.split import split
+from cifarbench.errors import ConfigError
 from cifarbench.training import checkpoint
 from cifarbench.training.checkpoint import load, save, tensor_hash
+from cifarbench.training.checks import check_sizes
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
+from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer, StepReport
 from cifarbench.training.session import Outcome, train
 
@@ -320,6 +324,70 @@ def test_a_directory_in_use_is_refused_and_its_holder_named(cli, tmp_path):
     assert str(os.getpid()) in result.err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model=mlp", "data.size=600", "trainer.batch_size=431"], "`trainer.batch_size` is 431"),
+        (["model=mlp", "data.size=600", "trainer.batch_size=2", "trainer.micro_batch=1"], "`trainer.micro_batch` 1"),
+    ],
+)
+def test_a_pass_of_one_image_is_refused_where_a_norm_would_see_a_single_value(cli, words, told):
+    ended = cli("train", "data=synthetic", *words, "trainer.epochs=1", "hydra.run.dir=run")
+    assert (ended.code, told in ended.err) == (2, True), ended.err
+    assert cli("train", *TINY[:1], *words, *TINY[-2:], "trainer.epochs=1", "trainer.limit_batches=1",
+               "trainer.micro_batch=null", "hydra.run.dir=run").code == 0  # fmt: skip
+
+
+def test_a_small_batch_that_is_never_reached_is_not_refused():
+    parts = split(load_images(tiny_config("data.size=600").data), tiny_config("data.size=600").split)
+    assert len(parts.train) == 432
+    for words in (["trainer.drop_last=true"], ["trainer.limit_batches=1"], ["trainer.overfit_batch=true"]):
+        check_sizes(tiny_config("trainer.batch_size=431", *words), parts, World(0, 2))
+    with pytest.raises(ConfigError, match="fewer images than the 2 processes"):
+        check_sizes(tiny_config("trainer.batch_size=431"), parts, World(0, 2))
+
+
+def test_what_the_config_asks_for_and_the_run_does_not_use_is_said(cli):
+    ended = cli("train", *TINY, "trainer.epochs=1", "trainer.validate_every=0", "trainer.max_time=5m")
+    assert "96 images are held out and nothing is validated" in ended.out
+    assert "1 epochs took" in ended.out
+    assert "raise trainer.epochs" in ended.out
+    ended = cli("train", *TINY[:2], *TINY[8:], "model=linear", "optim=muon", "trainer.epochs=1", "split.val_fraction=0",
+                "trainer.validate_every=0")  # fmt: skip
+    assert "optim.lr does nothing" in ended.out
+    assert "held out" not in ended.out
+
+
+def test_no_step_begins_that_the_time_cannot_hold(tmp_path, monkeypatch):
+    step = Training.step
+
+    def slow(*arguments):
+        time.sleep(3)
+        return step(*arguments)
+
+    monkeypatch.setattr(Training, "step", slow)
+    fit(tiny_config("trainer.max_time=12s", "trainer.epochs=9", "trainer.threads=1"), tmp_path / "run")
+    (row,) = load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["rows"]
+    assert row["step"] == 1  # a second one would end after the 6 s that are kept for the test and the files
+
+
+def test_a_save_after_the_last_step_is_in_the_row(tmp_path, monkeypatch):
+    config = tiny_config("trainer.epochs=1", "trainer.checkpoint_every=7", "trainer.threads=1")
+    save = Training.save
+
+    def slow(training, is_best=False):
+        if not training.progress.rows:
+            time.sleep(2)
+        save(training, is_best)
+
+    monkeypatch.setattr(Training, "save", slow)
+    fit(config, tmp_path / "run")
+    (row,) = load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["rows"]
+    assert row["step"] == 7
+    assert row["seconds"] > 2
+    assert row["images_per_second"] < 864 / 2
+
+
 def test_a_plugin_adds_a_model_by_one_file(cli, tmp_path):
     (tmp_path / "mynet.py").write_text(
         "from torch import nn\n"
@@ -418,7 +486,7 @@ def test_an_epoch_after_which_the_time_runs_out_is_saved(tmp_path, monkeypatch):
             self.seen += 1
 
     watch = TwoEpochs()
-    monkeypatch.setattr(Clock, "share", lambda clock: float(watch.seen == 2))
+    monkeypatch.setattr(Clock, "share", lambda clock, ahead=0.0: float(watch.seen == 2))
     words = ("data.size=600", "trainer.epochs=5", "trainer.validate_every=0", "trainer.checkpoint_epochs=0")
     outcome = fit(tiny_config(*words), tmp_path, observer=watch)
     progress = load(tmp_path / "checkpoints" / "last.pt")["progress"]

@@ -55,7 +55,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer that `config` names over the model's groups, fused where torch has a fused kernel.
 
-    Every group's `initial_lr` is its peak rate, which a schedule multiplies. `precision` is that of Muon's products.
+    Every group's `initial_lr` is its peak rate, which a schedule multiplies. Muon's products are in bf16 where that is
+    the `precision`, else in fp32: devices that take fp16 for training have no bf16.
     """
     optimizer = _optimizer(model, config, device, precision)
     for group in optimizer.param_groups:
@@ -67,7 +68,7 @@ def _optimizer(
     model: nn.Module, config: OptimizerConfig, device: torch.device, precision: str
 ) -> torch.optim.Optimizer:
     if isinstance(config, MuonConfig):
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         return eager.make(
             Muon,
             muon_groups(model, config),

@@ -24,11 +24,11 @@ class Clock:
         """Seconds the run has taken so far."""
         return self.before + time.monotonic() - self.started
 
-    def share(self) -> float:
-        """The elapsed share of the time for training; 0 where there is no limit."""
+    def share(self, ahead: float = 0.0) -> float:
+        """The elapsed share of the time for training, now or `ahead` seconds from now; 0 where there is no limit."""
         if self.limit is None:
             return 0.0
-        return self.elapsed() / max(self.limit - self.reserve, 1e-3)
+        return (self.elapsed() + ahead) / max(self.limit - self.reserve, 1e-3)
 
     def is_over(self) -> bool:
         """Whether the time for training has run out."""

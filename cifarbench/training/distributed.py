@@ -30,16 +30,29 @@ class World:
         """This process's part of `items`: every `size`-th one, so the parts cover all of them once."""
         return items[self.rank :: self.size]
 
-    def add_gradients(self, model: nn.Module) -> None:
-        """Replace every gradient by its sum over the processes."""
+    def passes(self, batch: int, micro_batch: int | None) -> int:
+        """Into how many passes of at most `micro_batch` images each process splits its share of a batch.
+
+        It is one number for all, as each pass may hold an exchange: the largest share's, whose passes are no smaller
+        than an image in the smallest.
+        """
+        largest, smallest = -(-batch // self.size), batch // self.size
+        return min(-(-largest // (micro_batch or largest)), max(smallest, 1))
+
+    def add_gradients(self, model: nn.Module, loss: Tensor) -> Tensor:
+        """Replace every gradient by its sum over the processes, and return that of `loss`, a scalar.
+
+        They travel together, so that every process learns of a loss that is not finite.
+        """
         if self.size == 1:
-            return
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+            return loss
+        summed = [loss, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
+        flat = torch.cat([values.flatten() for values in summed])
         dist.all_reduce(flat)
-        parts = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
+        parts = flat.split([values.numel() for values in summed])
+        for gradient, part in zip(summed[1:], parts[1:], strict=True):
             gradient.copy_(part.view_as(gradient))
+        return parts[0][0]
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of `values` over the processes."""
@@ -99,7 +112,8 @@ def joined() -> Iterator[World]:
 
 
 def _join(size: int) -> World:
-    backend = "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= size else "gloo"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    backend = "nccl" if torch.cuda.is_available() and torch.cuda.device_count() >= here else "gloo"
     # CPU tensors (decisions, objects) travel by gloo beside nccl's GPU tensors.
     kind = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
     dist.init_process_group(kind, store=_store(), rank=int(os.environ["RANK"]), world_size=size)

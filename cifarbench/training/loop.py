@@ -69,7 +69,7 @@ class Training:
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
         self.health = Health(setting.compute.device)
-        self.epoch_end = 0.0  # of the last one, by the run's clock
+        self.epoch_end = self.step_seconds = 0.0  # of the last one: its end by the run's clock, and what it took
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -87,12 +87,13 @@ class Training:
             order = epoch_order(len(self.setting.train), self.config.seed, epoch).to(self.setting.compute.device)
             tick = time.perf_counter()
             while progress.batch < self.length.steps_per_epoch:
-                # One agreement a step: every process sees the same signal and the same share of the time.
-                signal_number, time_share = world.highest([float(request.number), clock.share()])
+                # One agreement a step: every process sees the same signal and the same shares of the time.
+                shares = clock.share(), clock.share(ahead=self.step_seconds)
+                signal_number, time_share, share_after = world.highest([float(request.number), *shares])
                 if signal_number:
                     self.save()
                     raise Interrupted(self._resume_hint(), int(signal_number))
-                if time_share >= 1:
+                if time_share >= 1 or (share_after > 1 and progress.step):
                     progress.ended = "max_time"
                     break
                 first = 0 if trainer.overfit_batch else progress.batch * trainer.batch_size
@@ -101,7 +102,7 @@ class Training:
                 if trainer.checkpoint_every and progress.step % trainer.checkpoint_every == 0:
                     self.save()
             if progress.batch:
-                self._end_epoch()
+                self._end_epoch(tick)
             elif progress.ended and progress.step:
                 self.save()  # the time ran out between two epochs, of which the first need not be saved
 
@@ -113,7 +114,8 @@ class Training:
         progress.batch += 1
         progress.step += 1
         now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too
-        progress.epoch_seconds += now - tick
+        self.step_seconds = now - tick
+        progress.epoch_seconds += self.step_seconds
         self._report_step(loss, lr, share)
         return now
 
@@ -126,10 +128,10 @@ class Training:
         mine = self.setting.world.share(positions)
         draw_from(derive(self.config.seed, "step", progress.step, self.setting.world.rank), mine.device)
         loss = torch.zeros((), device=mine.device)
-        for micro in mine.split(self.trainer.micro_batch or max(len(mine), 1)):
+        for micro in mine.tensor_split(self.setting.world.passes(len(positions), self.trainer.micro_batch)):
             loss += self._accumulate(micro, len(positions), size)
+        loss = self.setting.world.add_gradients(self.model, loss)
         self.health.note(progress.step + 1, lr, loss)
-        self.setting.world.add_gradients(self.model)
         self.scaler.unscale_(self.optimizer)
         if self.trainer.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
@@ -175,12 +177,12 @@ class Training:
 
     # --- the end of an epoch -------------------------------------------------------------------------------------
 
-    def _end_epoch(self) -> None:
-        """Validate, record the epoch's row, keep the best, save where that is due."""
-        progress, tick = self.progress, time.perf_counter()
+    def _end_epoch(self, tick: float) -> None:
+        """Validate, record the epoch's row, keep the best, save where that is due; its last step ended at `tick`."""
+        progress = self.progress
         self.health.check_losses()
         synchronise(self.setting.compute.device)
-        progress.epoch_seconds += time.perf_counter() - tick  # the device may have been behind
+        progress.epoch_seconds += time.perf_counter() - tick  # a checkpoint came after it, or the device was behind
         progress.epoch += 1
         row = self._row()
         is_best = False

@@ -12,11 +12,12 @@ from cifarbench.compute import make_deterministic
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts, channel_statistics
+from cifarbench.training.checks import check_sizes
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer, StepReport
-from cifarbench.training.session import check_sizes, compute_of, first_model
+from cifarbench.training.session import compute_of, first_model
 from cifarbench.training.setting import Setting
 
 

@@ -27,6 +27,7 @@ from cifarbench.models.whitening import SAMPLE, fit_stems
 from cifarbench.runs import shown_path
 from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
+from cifarbench.training.checks import check_norms, check_sizes, say_what_is_unused, say_what_time_is_left
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
@@ -38,6 +39,7 @@ from cifarbench.training.untimed import take_untimed_steps
 
 _RESERVE_SECONDS = 6.0  # for figures and files after the test, where a time limit is set
 _SAMPLES = 64
+_PAGE_IMAGES = 500  # on which report.html looks inside the network, in fp32, at about thrice the cost
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def train(
     training, prepared = _prepared(config, setting, observer)
     model = training.model
     facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
+    check_norms(training, world)
     resumed = resume(training, run)
     earlier = clock.before - clock.untimed
     environment = describe(compute, world.size)
@@ -93,12 +96,14 @@ def train(
         _begin(run, config, data, parts, facts, environment, resumed)
         run.write_rows(training.progress.rows)
     observer.start(_facts(training, data, parts, facts, environment, run), model)
+    say_what_is_unused(training, parts)
     clock.limit = seconds(trainer.max_time, "trainer.max_time") if trainer.max_time else None
     clock.reserve = _reserve(training, parts) if clock.limit else 0.0
     with stop_requests() as request:
         clock.untimed += take_untimed_steps(training, trainer.untimed_steps)
         began = clock.elapsed()
         training.fit(request)
+    say_what_time_is_left(training, clock)
     if not training.progress.step:
         raise ConfigError(
             f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
@@ -110,20 +115,6 @@ def compute_of(trainer: TrainerConfig, local_rank: int = 0) -> Compute:
     """Where and how to train; our own operations need channels last, and the compiler would not see through them."""
     own_kernels = trainer.kernels == "auto" and trainer.channels_last and not trainer.compile
     return choose_compute(trainer.device, trainer.precision, trainer.threads, local_rank, own_kernels)
-
-
-def check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
-    """Raise ConfigError where a batch is larger than the training part, or smaller than the number of processes."""
-    size = config.trainer.batch_size
-    if size > len(parts.train):
-        raise ConfigError(
-            f"`trainer.batch_size` is {size}; it must be at most the {len(parts.train)} training images of this split."
-        )
-    last = len(parts.train) % size or size
-    if min(size, last) < world.size:
-        raise ConfigError(
-            f"`trainer.batch_size` is {size}; some batch has fewer images than the {world.size} processes."
-        )
 
 
 def _setting(
@@ -233,7 +224,7 @@ def _reserve(training: Training, parts: Parts) -> float:
     predict(training.scored, images, setting.statistics, setting.compute, training.trainer.tta)
     synchronise(setting.compute.device)
     per_image = (time.perf_counter() - started) / len(images)
-    counted = len(parts.test) + (len(parts.val) if parts.val else 0)
+    counted = len(parts.test) + (len(parts.val) if parts.val else 0) + 3 * _PAGE_IMAGES * training.trainer.report
     return _RESERVE_SECONDS + 1.3 * per_image * counted / setting.world.size
 
 

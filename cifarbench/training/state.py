@@ -43,7 +43,8 @@ def restore(training: Training, state: dict[str, Any], path: Path) -> None:
         checkpoint.load_weights(training.ema, state["ema"], path)
     try:
         training.plateau.restore(state["scheduler"])
-        training.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty in a run that had another precision before
+            training.scaler.load_state_dict(state["scaler"])
         training.progress = Progress.of(state["progress"])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise IntegrityError(f"{path} holds no state of a run where it should be ({error!r}).") from error

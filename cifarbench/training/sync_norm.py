@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn import functional as collective
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes, whose gradient is summed over them too."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """Batch norm whose training statistics are those of all processes' images together.
 
-    Ioffe and Szegedy (2015), on the global batch. Sums are taken in fp32 and gradients flow through their exchange,
-    so that several processes train as one does with the same batch.
+    Ioffe and Szegedy (2015), on the global batch. Sums are taken in fp32, about the running mean, so that little is
+    cancelled, and gradients flow through their exchange: several processes train as one does with the same batch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, C, H, W)` of this process to the same, normalised."""
         if not self.training:
             return super().forward(x)
-        pixels = x.float()
+        assert self.running_mean is not None
+        middle = self.running_mean.clone()  # the same in every process
+        pixels = x.float() - middle[None, :, None, None]
         count = pixels.new_tensor([pixels.numel() / pixels.shape[1]])
-        sums = torch.cat([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3)), count])
-        total = collective.all_reduce(sums)
+        total = _Sum.apply(torch.cat([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3)), count]))
         count = total[-1].detach()
         mean, square = (total[:-1] / count).chunk(2)
-        variance = square - mean.square()
-        self._keep(mean.detach(), variance.detach(), count)
+        variance = (square - mean.square()).clamp_min(0.0)
+        self._keep(mean.detach() + middle, variance.detach(), count)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
         return (pixels * scale[None, :, None, None] + shift[None, :, None, None]).to(x.dtype)
