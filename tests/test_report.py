@@ -203,6 +203,27 @@ def test_images_asked_for_are_the_ones_explained(cli, run):
     assert cli("report", "run", "images=[1200]").code == 2
 
 
+def test_a_test_image_behind_its_seal_is_not_explained(cli, run):
+    manifest = manifest_of(run)
+    manifest["test"]["openings"] = 0
+    (run / "run.json").write_text(json.dumps(manifest))
+    assert cli("report", "run", "images=[7]").code == 0
+    ended = cli("report", "run", "images=[7,1199]")
+    assert (ended.code, "names 1199, a test image" in ended.err) == (2, True), ended.err
+
+
+def test_the_accuracy_without_near_duplicates_is_shown_where_they_are_known(cli, run, monkeypatch):
+    assert cli("report", "run").code == 0
+    assert "near-duplicates" not in (run / "report.html").read_text()
+    monkeypatch.setattr("cifarbench.data.duplicates.known_groups", lambda fingerprint: [[0, 1199], [961, 962], [5, 6]])
+    assert cli("report", "run").code == 0
+    assert "unseen, without 1 near-duplicates" in (run / "report.html").read_text()
+    score = json.loads((run / "report.json").read_text())["score"]
+    arrays = np.load(run / "predictions.npz")
+    right = (arrays["logits"].argmax(1) == arrays["targets"])[arrays["indices"] != 1199]
+    assert score["accuracy_without_duplicates"] == pytest.approx(right.mean())
+
+
 def test_without_checkpoint_or_test_the_page_says_so(cli, run):
     shutil.rmtree(run / "checkpoints")
     (run / "predictions.npz").unlink()

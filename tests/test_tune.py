@@ -117,6 +117,20 @@ def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
     assert composed["model"]["norm"] == "none"
 
 
+def test_the_best_of_a_search_over_groups_and_seeds_composes(cli, tmp_path):
+    space = "tune.space=['optim=choice(adamw,adam)','optim.lr=float(0.001,0.002)','seed=int(7,8)']"
+    ended = cli("tune", *SMALL, space, "tune.trials=1")
+    assert ended.code == 0, ended.err
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    best = (tmp_path / "outputs" / "tune" / "s" / "best.yaml").read_text()
+    (tmp_path / "mine" / "experiment" / "best.yaml").write_text(best)
+    shown = cli("train", "--config-dir", "mine", "experiment=best", "--cfg", "job")
+    assert shown.code == 0, f"{best}\n{shown.err}"
+    composed = yaml.safe_load(shown.out)
+    assert composed["optim"]["name"] == study_of(tmp_path).best_trial.params["optim"]
+    assert composed["seed"] == study_of(tmp_path).best_trial.params["seed"] >= 7
+
+
 def test_a_second_call_adds_only_what_is_missing(cli, tmp_path):
     for trials in (2, 3, 3):
         assert cli("tune", *SMALL, "trainer.epochs=1", f"tune.trials={trials}").code == 0
@@ -355,6 +369,10 @@ def test_two_workers_one_killed_and_the_study_is_whole(tmp_path):
         (["split.val_fraction=0"], ["split.val_fraction"]),
         (["tune.study=../x"], ["tune.study"]),
         (["tune.space=[]"], ["tune.space"]),
+        (
+            ["tune.space=['optim.bias_lr=float(1,2)']"],
+            ["optim.bias_lr", "optim=muon", "`tune.space`", "tune=muon"],
+        ),
     ],
 )
 def test_a_bad_search_is_one_sentence_and_exit_2(cli, tmp_path, bad, words):

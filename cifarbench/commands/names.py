@@ -79,7 +79,8 @@ def unknown_key(verb: str, name: str) -> ConfigError:
             f'"{name}" is a key of {_owners(name)}, which is not chosen; choose it, or leave the key out.'
         )
     valid = same or [key for key in known if "." not in key]
-    return ConfigError(f'unknown key "{name}".{nearest(name, same or known)} Valid: {", ".join(valid)}.')
+    alike = [key for key in known if "." in key and key.split(".")[-1] == name.split(".")[-1]]
+    return ConfigError(f'unknown key "{name}".{nearest(name, alike or same or known)} Valid: {", ".join(valid)}.')
 
 
 def _owners(name: str) -> str:

@@ -43,7 +43,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     try:
         import optuna
     except ImportError as error:
-        raise ResourceError(f"`cifarbench tune` needs Optuna ({error}): pip install 'cifarbench[tune]'.") from error
+        raise ResourceError(f"`cifarbench tune` needs Optuna ({error}): pip install -e '.[tune]'.") from error
     from cifarbench.tuning.study import storage_errors
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failing trial ends the command with our own sentence
@@ -74,6 +74,9 @@ def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
         show_study(study, config.tune.metric, typed, directory)
 
 
+_SPACES = "tune=muon, sgd or adamw has that of an optimizer, and tune.space=[…] any"
+
+
 class _Worker:
     """Trains one trial after another in this process."""
 
@@ -86,7 +89,10 @@ class _Worker:
         from cifarbench.tuning.watcher import Watcher
 
         overrides = suggest(trial, self.config.tune.space)
-        config = load(TrainConfig, compose("train", [*self.typed, *overrides, "trainer.test=false"]))
+        try:
+            config = load(TrainConfig, compose("train", [*self.typed, *overrides, "trainer.test=false"]))
+        except ConfigError as error:
+            raise ConfigError(f"{error} The trial has {', '.join(overrides)} from `tune.space`: {_SPACES}.") from error
         holder = runs.RunDirectory(self.directory / f"trial-{number}")
         holder.acquire()
         holder.command = ["cifarbench", "train", *self.typed, *overrides]

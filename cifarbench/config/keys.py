@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from cifarbench.errors import ConfigError
 
 T = TypeVar("T")
+_ALSO_CALLED = {"gpu": "cuda", "dataset": "data", "optimizer": "optim", "augmentation": "augment"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,14 @@ def rule_of(field: dataclasses.Field) -> Rule:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint ` Did you mean "vgg"?` for the closest known name, or an empty string where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    """A hint ` Did you mean "vgg"?` for the closest known name, or an empty string where none is close.
+
+    A key of another section that ends alike is close (`lr`: `optim.lr`), and so is what else a thing is called.
+    """
+    names = list(known)
+    alike = [each for each in names if "." in each and each.split(".")[-1] == name.split(".")[-1]]
+    called = [each for each in names if each == _ALSO_CALLED.get(name)]
+    close = called or alike or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
@@ -139,6 +146,8 @@ def check(rule: Rule, hint: Any, value: Any, path: str) -> Any:
     wrong = ConfigError(f"`{path}` is {value!r}; {_rule_text(rule, hint)}.")
     if hint is float and type(value) is int:
         value = float(value)
+    if hint is str and type(value) is int:
+        value = str(value)  # YAML takes digits for a number
     if type(value) is not hint:
         raise wrong
     if hint in (int, float) and not rule.allows(value):

@@ -147,6 +147,12 @@ def test_duplicates(parts: Parts, fingerprint: str) -> Tensor | None:
     return None if stored is None else test_duplicates_of(parts, stored)
 
 
+def recorded_duplicates(test: Tensor, trainable: int, fingerprint: str) -> Tensor | None:
+    """`test_duplicates` of a recorded run: of images `test`, (n,) int64, the first `trainable` ones being trainable."""
+    stored = known_groups(fingerprint)
+    return None if stored is None else leaked(test, torch.arange(trainable), stored)
+
+
 def test_duplicates_of(parts: Parts, found: Sequence[Sequence[int]]) -> Tensor:
     """Which test images share one of the groups `found` with a trainable image, (n,) bool."""
     trainable = [parts.train.indices, *([parts.val.indices] if parts.val else [])]

@@ -104,14 +104,14 @@ def _csv(study: optuna.Study) -> str:
 
 def _experiment(study: optuna.Study, typed: list[str]) -> str:
     """The best config as a file for conf/experiment/ or --config-dir."""
-    groups = [text.split("=", 1) for text in typed if "." not in text.split("=", 1)[0]]
+    pairs = dict(text.split("=", 1) for text in [*typed, *_overrides(study)])  # of a key twice, the last counts
+    groups = [(name, value) for name, value in pairs.items() if "." not in name]
     chosen = [(name, value) for name, value in groups if name not in ("seed", "plugins", "experiment", "debug")]
-    keys = [text for text in typed if "." in text.split("=", 1)[0]] + _overrides(study)
     sections: dict[str, dict[str, str]] = {}
-    for text in keys:
-        path, value = text.split("=", 1)
+    for path, value in pairs.items():
         section, _, name = path.partition(".")
-        sections.setdefault(section, {})[name] = value
+        if name:
+            sections.setdefault(section, {})[name] = value
     lines = [
         "# @package _global_",
         f"# Best of {len(ended(study))} trials on validation images: {study.best_value:.4f}.",
@@ -120,6 +120,7 @@ def _experiment(study: optuna.Study, typed: list[str]) -> str:
     entries += [f"override /{name}: {value}" for name, value in chosen]
     if entries:
         lines += ["defaults:", *(f"  - {entry}" for entry in entries)]
+    lines += [f"seed: {value}" for name, value in groups if name == "seed" and name in study.best_params]
     for section, values in sections.items():
         lines += ["", f"{section}:", *(f"  {name}: {value}" for name, value in values.items())]
     return "\n".join(lines) + "\n"

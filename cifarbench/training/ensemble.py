@@ -12,6 +12,7 @@ import torch
 from cifarbench import runs
 from cifarbench.config.load import to_plain
 from cifarbench.data.augment import normalise
+from cifarbench.data.duplicates import recorded_duplicates
 from cifarbench.data.load import load_images
 from cifarbench.data.split import split
 from cifarbench.errors import ConfigError, IntegrityError
@@ -109,8 +110,10 @@ def _report(
     manifest = runs.read_manifest(homes[0])
     official = answers.official(manifest["dataset"]["name"])
     rows = [{"run": str(home), **row} for home, row in zip(homes, found.pop("members"), strict=True)]
+    trainable, fingerprint = manifest["split"]["trainable"], manifest["dataset"]["fingerprint"]
+    duplicates = recorded_duplicates(answers.indices, trainable, fingerprint)
     return {
-        **score(answers.logits, answers.targets, classes_of(homes[0]), official),
+        **score(answers.logits, answers.targets, classes_of(homes[0]), official, duplicates),
         "average": average,
         "dataset": manifest["dataset"],
         "split": {name: manifest["split"].get(name) for name in ("name", "fingerprint")},

@@ -44,7 +44,8 @@ def write_run_page(
     sources = open_sources(record, data, root)
     facts = run_facts(record)
     shown = galleries(record, sources.data)
-    looked = inside(sources.trained, sources.data, sources.parts, images) if sources.trained else None
+    opened = bool(record.number("test", "openings"))
+    looked = inside(sources.trained, sources.data, sources.parts, images, opened) if sources.trained else None
     page = _render("run.html.j2", **facts, galleries=shown, inside=looked, notes=sources.notes, explained=len(images))
     out = out or directory / "report.html"
     _write(out, page)

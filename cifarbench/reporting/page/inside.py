@@ -34,22 +34,31 @@ _CANDIDATES = 500
 _KERNELS, _CHANNELS, _MAPPED = 64, 16, 2
 
 
-def inside(trained: Trained, data: ImageSet | None, parts: Parts | None, numbers: Sequence[int]) -> dict[str, Any]:
+def inside(
+    trained: Trained, data: ImageSet | None, parts: Parts | None, numbers: Sequence[int], opened: bool
+) -> dict[str, Any]:
     """Pictures of a model's inside as plain values; maps only where the images are here.
 
     Args:
         trained: the model.
         data, parts: its images and their split, or None.
         numbers: images to draw maps of, in published order; none chooses four right and four wrong ones.
+        opened: whether the run's test part was opened, so that its answers there are known.
 
     Raises:
-        ConfigError: a number is beyond the dataset.
+        ConfigError: a number is beyond the dataset, or of a test image behind its seal.
     """
     found: dict[str, Any] = {"kernels": _kernels(trained), "cam": None, "maps": None}
     if data is None or parts is None:
         return found
     if any(number >= len(data.targets) for number in numbers):
         raise ConfigError(f"`images` names {max(numbers)}; the dataset's images are 0 to {len(data.targets) - 1}.")
+    sealed = [number for number in numbers if not opened and number in parts.test.indices]
+    if sealed:
+        raise ConfigError(
+            f"`images` names {sealed[0]}, a test image, and the test part of this run was never opened; "
+            "name trainable images, or score the run first: cifarbench eval."
+        )
     probe = normalise(data.images[:1], *trained.statistics)
     # Rectified maps, as the paper takes them, where a module rectifies; of a residual block, its sum.
     layers = map_layers(trained.model, probe, CONVOLUTIONS + ACTIVATIONS)
