@@ -313,6 +313,16 @@ def test_a_pipe_does_not_hang(tmp_path):
         read(str(tmp_path / "pipe.png"))
 
 
+def test_a_folder_with_far_too_many_files_is_refused_by_name(cli, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("cifarbench.data.image_files._MOST_FILES", 3)
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("a.png", "b.txt"):
+        (tmp_path / "deep" / "er" / name).write_bytes(b"")
+    assert list(find(["deep/er"])) == ["deep/er/a.png"]
+    ended = cli("predict", f"run={finished}", "deep")
+    assert (ended.code, "'deep', below which lie more than 3 files" in ended.err) == (2, True), ended.err
+
+
 def test_folders_and_patterns_are_searched_and_each_file_comes_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "deep").mkdir(parents=True)

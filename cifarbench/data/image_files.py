@@ -19,11 +19,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from cifarbench.errors import ConfigError
+
 SIDE = 32
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 _LARGEST_PIXELS = 64_000_000
 _LARGEST_BYTES = 256 << 20
+_MOST_FILES = 200_000  # below one folder
 
 
 class ImageError(ValueError):
@@ -34,6 +37,9 @@ def find(words: Iterable[str]) -> Iterator[str]:
     """The files that words name: a file itself, all images below a folder, all that match a pattern, each once.
 
     A word that names nothing comes through as it is, for `read` to say so.
+
+    Raises:
+        ConfigError: more than 200,000 files lie below a folder.
     """
     seen: set[str] = set()
     for word in words:
@@ -45,12 +51,24 @@ def find(words: Iterable[str]) -> Iterator[str]:
 
 def _expand(word: str) -> list[str]:
     if os.path.isdir(word):
-        inside = [str(path) for path in sorted(Path(word).rglob("*")) if path.suffix.lower() in _SUFFIXES]
-        return [name for name in inside if not os.path.isdir(name)] or [word]
+        return sorted(_below(word)) or [word]
     if not os.path.lexists(word) and glob.has_magic(word):
         matches = sorted(name for name in glob.glob(word, recursive=True) if not os.path.isdir(name))
         return matches or [word]
     return [word]
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The images below a folder; ConfigError where so many files lie there that it can hardly be meant."""
+    count = 0
+    for place, _, names in os.walk(folder):
+        count += len(names) + 1
+        if count > _MOST_FILES:
+            raise ConfigError(
+                f"`images` names {folder!r}, below which lie more than {_MOST_FILES:,} files; "
+                "name a folder nearer to the images."
+            )
+        yield from (os.path.join(place, name) for name in names if Path(name).suffix.lower() in _SUFFIXES)
 
 
 def read(name: str) -> Tensor:
