@@ -329,6 +329,7 @@ def test_a_directory_in_use_is_refused_and_its_holder_named(cli, tmp_path):
     [
         (["model=mlp", "data.size=600", "trainer.batch_size=431"], "`trainer.batch_size` is 431"),
         (["model=mlp", "data.size=600", "trainer.batch_size=2", "trainer.micro_batch=1"], "`trainer.micro_batch` 1"),
+        (["model=mlp", "data.size=600", "trainer.batch_size=33", "trainer.micro_batch=2"], "`trainer.micro_batch` 2"),
     ],
 )
 def test_a_pass_of_one_image_is_refused_where_a_norm_would_see_a_single_value(cli, words, told):
@@ -362,13 +363,25 @@ def test_no_step_begins_that_the_time_cannot_hold(tmp_path, monkeypatch):
     step = Training.step
 
     def slow(*arguments):
-        time.sleep(3)
+        time.sleep(2)
         return step(*arguments)
 
     monkeypatch.setattr(Training, "step", slow)
-    fit(tiny_config("trainer.max_time=12s", "trainer.epochs=9", "trainer.threads=1"), tmp_path / "run")
+    fit(tiny_config("trainer.max_time=13s", "trainer.epochs=9", "trainer.threads=1"), tmp_path / "run")
     (row,) = load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["rows"]
-    assert row["step"] == 1  # a second one would end after the 6 s that are kept for the test and the files
+    assert row["step"] == 3  # a fourth one would end in the 6 s that are kept for the test and the files
+
+
+def test_one_long_step_does_not_end_a_run(tmp_path, monkeypatch):
+    step = Training.step
+
+    def first_is_slow(training, *arguments):
+        time.sleep(4 if training.progress.step == 0 else 0)
+        return step(training, *arguments)
+
+    monkeypatch.setattr(Training, "step", first_is_slow)
+    fit(tiny_config("trainer.max_time=12s", "trainer.epochs=1", "trainer.threads=1"), tmp_path / "run")
+    assert load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["step"] == 7
 
 
 def test_a_save_after_the_last_step_is_in_the_row(tmp_path, monkeypatch):
@@ -428,6 +441,13 @@ def test_an_edited_plugin_is_another_recipe_and_the_path_to_it_is_none(tmp_path)
     (tmp_path / "mine.py").write_text(text + "# edited\n")
     code, said = ended("mine.py")
     assert (code, "`model.sha256`" in said) == (3, True), said
+    manifest = runs.read_manifest(tmp_path / "run")
+    runs.write_json(tmp_path / "run" / "run.json", manifest | {"status": "interrupted"})
+    words[:] = ["trainer.resume=run"]  # with the stored config, whose digest is that of the file before
+    code, said = ended("mine.py")
+    assert (code, "it was edited since" in said.split("complete")[-1]) == (3, True), said
+    code, said = ended("moved.py")
+    assert code == 0, said
 
 
 def test_a_resume_takes_no_plugin_from_the_directory(cli, tmp_path):
@@ -486,7 +506,7 @@ def test_an_epoch_after_which_the_time_runs_out_is_saved(tmp_path, monkeypatch):
             self.seen += 1
 
     watch = TwoEpochs()
-    monkeypatch.setattr(Clock, "share", lambda clock, ahead=0.0: float(watch.seen == 2))
+    monkeypatch.setattr(Clock, "share", lambda clock: float(watch.seen == 2))
     words = ("data.size=600", "trainer.epochs=5", "trainer.validate_every=0", "trainer.checkpoint_epochs=0")
     outcome = fit(tiny_config(*words), tmp_path, observer=watch)
     progress = load(tmp_path / "checkpoints" / "last.pt")["progress"]

@@ -26,7 +26,8 @@ from typing import Any
 
 from cifarbench.config.keys import key
 from cifarbench.config.load import CHOICES
-from cifarbench.errors import ConfigError
+from cifarbench.config.models import SHIPPED, is_as_loaded
+from cifarbench.errors import ConfigError, IntegrityError
 
 _loaded: set[Path] = set()
 
@@ -61,6 +62,20 @@ def load_plugins(files: Sequence[str]) -> None:
             _add_model(name, registry.options(name), hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
 
+def loaded_digest(name: str) -> str:
+    """The digest of the file that registered the model `name`; empty for a shipped model, or one that is not loaded."""
+    return getattr(CHOICES["model"].get(name), "loaded", "")
+
+
+def check_plugin(model: Any) -> None:
+    """Raise IntegrityError where a plugin's model was configured from another file than the one that is loaded."""
+    if model.name not in SHIPPED and not is_as_loaded(model):
+        raise IntegrityError(
+            f"`model.sha256` is {model.sha256!r}, and the file of {model.name} that is loaded has {model.loaded!r}: it "
+            "was edited since. Take the file as it was, or start a new run, which sets this key by itself."
+        )
+
+
 def _run_file(path: Path) -> None:
     if not path.is_file():
         raise ConfigError(f"`plugins` names {str(path)!r}, which is no file.")
@@ -89,8 +104,8 @@ def _add_model(name: str, options: dict[str, inspect.Parameter], digest: str) ->
     for argument, parameter in options.items():
         kind, default = parameter.annotation, parameter.default
         kind = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, kind)
-        if argument in defaults:
-            raise ConfigError(f"the plugin model {name!r} takes {argument!r}, a key that every model has; rename it.")
+        if argument in (*defaults, "loaded"):
+            raise ConfigError(f"the plugin model {name!r} takes {argument!r}, which is taken; give it another name.")
         if kind not in (int, float, bool, str) or default is inspect.Parameter.empty:
             raise ConfigError(
                 f"the plugin model {name!r} takes {argument!r}, which needs a type (int, float, bool or str) "

@@ -10,7 +10,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.commands import sweep
-from cifarbench.commands.plugins import load_plugins
+from cifarbench.commands.plugins import check_plugin, load_plugins, loaded_digest
 from cifarbench.config.load import differences, load, to_plain
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import CifarbenchError, ConfigError, IntegrityError, Interrupted
@@ -49,6 +49,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     started = time.monotonic()
     load_plugins(values.get("plugins") or [])
     config = load(TrainConfig, _with_stored(values, directory, overrides))
+    check_plugin(config.model)
     holder = runs.RunDirectory(directory)
     holder.acquire()
     try:
@@ -94,6 +95,7 @@ def follow() -> int:
             values, directory = told
             load_plugins(values["plugins"])
             config = load(TrainConfig, values)
+            check_plugin(config.model)
             data = load_images(config.data)
             train(config, data, runs.RunDirectory(Path(directory)), Observer(), world, Clock(started=started))
     return 0
@@ -109,6 +111,8 @@ def _with_stored(values: dict[str, Any], directory: Path, overrides: list[str]) 
     if values.get("trainer", {}).get("resume") in ("auto", "never") or grouped:
         return values
     stored = runs.read_config(directory) | {"plugins": values["plugins"]}  # code runs because it was typed alone
+    if stored["model"].get("sha256") == "":  # of a version that did not record it
+        stored["model"]["sha256"] = loaded_digest(stored["model"]["name"])
     for name in asked:
         section, _, inner = name.partition(".")
         if inner and isinstance(stored.get(section), dict) and inner in values[section]:

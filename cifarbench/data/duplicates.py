@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts
 
+_IMAGES = 60_000  # of CIFAR-10
 _COARSE = 0.85  # correlation that the coarse pass asks for, whose pixels are averages of 4 x 4
 _BLOCK = 2_000  # images whose pairs are looked at together
 _SHIFT = 2  # px, to each side, in the fine pass
@@ -147,10 +149,18 @@ def test_duplicates(parts: Parts, fingerprint: str) -> Tensor | None:
     return None if stored is None else test_duplicates_of(parts, stored)
 
 
-def recorded_duplicates(test: Tensor, trainable: int, fingerprint: str) -> Tensor | None:
-    """`test_duplicates` of a recorded run: of images `test`, (n,) int64, the first `trainable` ones being trainable."""
-    stored = known_groups(fingerprint)
-    return None if stored is None else leaked(test, torch.arange(trainable), stored)
+def recorded_duplicates(test: Tensor, trainable: Any, fingerprint: Any) -> Tensor | None:
+    """`test_duplicates` of the images `test`, (n,) int64, of a run whose record says what follows, or does not.
+
+    Args:
+        test: numbers of the images in published order.
+        trainable: how many images were trainable: the first ones, in every split.
+        fingerprint: of the dataset.
+    """
+    stored = known_groups(str(fingerprint))
+    if stored is None or not isinstance(trainable, int) or not 0 <= trainable <= _IMAGES:
+        return None
+    return leaked(test, torch.arange(trainable), stored)
 
 
 def test_duplicates_of(parts: Parts, found: Sequence[Sequence[int]]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.config.load import differences, load
-from cifarbench.config.models import SHIPPED
+from cifarbench.config.models import SHIPPED, is_as_loaded
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts
@@ -90,7 +90,7 @@ def _model(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
         return "broken", f"run.json says {recorded:,} parameters, the rebuilt model has {count:,}"
     if config.model.name in SHIPPED:
         return "kept", f"{config.model.name} is shipped, {count:,} parameters, weights drawn from seed {config.seed}"
-    if config.model.sha256 not in ("", config.model.loaded):
+    if is_as_loaded(config.model) is False:
         return "broken", f"{config.model.name} was trained from another file than the one that `plugins` names"
     foreign = {f"{type(module).__module__}.{type(module).__qualname__}" for module in found.trained.model.modules()}
     shown = ", ".join(sorted(name for name in foreign if not name.startswith("torch.nn."))) or "torch.nn alone"

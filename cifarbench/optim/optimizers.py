@@ -56,7 +56,7 @@ def build_optimizer(
     """The optimizer that `config` names over the model's groups, fused where torch has a fused kernel.
 
     Every group's `initial_lr` is its peak rate, which a schedule multiplies. Muon's products are in bf16 where that is
-    the `precision`, else in fp32: devices that take fp16 for training have no bf16.
+    the `precision`, else in fp32: devices that choose fp16 have no bf16.
     """
     optimizer = _optimizer(model, config, device, precision)
     for group in optimizer.param_groups:

@@ -25,9 +25,7 @@ _HEADINGS = {"test": "test accuracy", "val": "validation accuracy"}
 _STYLES = {"kept": "green", "broken": "bold red", "look": "yellow"}
 _OFTEN, _MIXED = "*", "†"
 _INTERVALS = "95 % interval: of the mean over seeds (Student's t) where n > 1, else over images alone (Wilson)."
-_CHOICE = (
-    "Who picks the best line by its test accuracy has selected on the test part: pick by=val, then report its test."
-)
+_CHOICE = "To choose a recipe, rank by validation (by=val): the best of several test accuracies is too high."
 
 
 def _console(**settings: Any) -> Console:
@@ -38,7 +36,7 @@ def _console(**settings: Any) -> Console:
 def print_boards(ranked: Sequence[Board], config: LeaderboardConfig, notes: Sequence[str]) -> None:
     """A table for each set of scored images, what its numbers mean, and a line for each run that it leaves out."""
     console = _console(width=None if sys.stdout.isatty() else 120)
-    if not ranked:
+    if not ranked and not notes:
         console.print("no finished runs were found")
     for index, board in enumerate(ranked):
         if index:
@@ -126,7 +124,7 @@ def write_boards(ranked: Sequence[Board], by: str, folder: Path) -> None:
     rows = [row for board in ranked for row in _rows(board, by)]
     write_json(folder / "leaderboard.json", {"by": by, "rows": rows})
     text = io.StringIO()
-    flat = [{**row, "runs": " ".join(row["runs"])} for row in rows]
+    flat = [{**row, **{name: " ".join(row[name]) for name in ("runs", "doubled")}} for row in rows]
     table = csv.DictWriter(text, list(flat[0]) if flat else ["dataset"], lineterminator="\n")
     table.writeheader()
     table.writerows(flat)
@@ -158,6 +156,7 @@ def _rows(board: Board, by: str) -> list[dict[str, Any]]:
             "mixed": group.is_mixed,
             "opened_often": group.opened_often,
             "runs": [str(record.directory) for record in group.records],
+            "doubled": [str(record.directory) for record in group.doubled],
         }
         for place, group in enumerate(board.groups, 1)
     ]

@@ -41,9 +41,10 @@ def check_norms(training: Training, world: World) -> None:
     Source: Ioffe and Szegedy (2015); torch refuses it too, but in the middle of an epoch.
     """
     trainer = training.trainer
-    smallest = _smallest_batch(trainer, len(training.setting.train))
+    batches = {trainer.batch_size, _smallest_batch(trainer, len(training.setting.train))}
+    passes = [batch // world.size // world.passes(batch, trainer.micro_batch) for batch in batches]
     norms = any(isinstance(module, nn.BatchNorm1d) for module in training.model.modules())
-    if norms and smallest // world.size // world.passes(smallest, trainer.micro_batch) == 1:
+    if norms and min(passes) == 1:
         raise ConfigError(
             f"`trainer.batch_size` is {trainer.batch_size} and `trainer.micro_batch` {trainer.micro_batch}, which "
             f"leaves a pass of one image, and model={training.config.model.name} normalises over a pass; "

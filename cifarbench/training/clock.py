@@ -19,16 +19,28 @@ class Clock:
     reserve: float = 0.0
     untimed: float = 0.0
     started: float = field(default_factory=time.monotonic)
+    _lately: tuple[float, float] = (0.0, 0.0)
 
     def elapsed(self) -> float:
         """Seconds the run has taken so far."""
         return self.before + time.monotonic() - self.started
 
-    def share(self, ahead: float = 0.0) -> float:
-        """The elapsed share of the time for training, now or `ahead` seconds from now; 0 where there is no limit."""
-        if self.limit is None:
-            return 0.0
-        return (self.elapsed() + ahead) / max(self.limit - self.reserve, 1e-3)
+    def share(self) -> float:
+        """The elapsed share of the time for training; 0 where there is no limit."""
+        return self._share_at(self.elapsed())
+
+    def note_step(self, seconds: float) -> None:
+        """Remember how long a step took."""
+        self._lately = (self._lately[-1], seconds)
+
+    def share_after_step(self) -> float:
+        """`share` at the end of one more step, as long as the shorter of the last two, of which one may have compiled
+        or been followed by a save; 0 where there is no limit.
+        """
+        return self._share_at(self.elapsed() + min(self._lately))
+
+    def _share_at(self, seconds: float) -> float:
+        return 0.0 if self.limit is None else seconds / max(self.limit - self.reserve, 1e-3)
 
     def is_over(self) -> bool:
         """Whether the time for training has run out."""

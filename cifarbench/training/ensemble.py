@@ -110,13 +110,15 @@ def _report(
     manifest = runs.read_manifest(homes[0])
     official = answers.official(manifest["dataset"]["name"])
     rows = [{"run": str(home), **row} for home, row in zip(homes, found.pop("members"), strict=True)]
-    trainable, fingerprint = manifest["split"]["trainable"], manifest["dataset"]["fingerprint"]
-    duplicates = recorded_duplicates(answers.indices, trainable, fingerprint)
+    marks = sorted({str(runs.read_manifest(home)["split"].get("fingerprint")) for home in homes})
+    duplicates = recorded_duplicates(
+        answers.indices, manifest["split"].get("trainable"), manifest["dataset"].get("fingerprint")
+    )
     return {
         **score(answers.logits, answers.targets, classes_of(homes[0]), official, duplicates),
         "average": average,
         "dataset": manifest["dataset"],
-        "split": {name: manifest["split"].get(name) for name in ("name", "fingerprint")},
+        "split": {"name": manifest["split"].get("name"), "fingerprint": ", ".join(marks)},
         **found,
         "members": rows,
     }

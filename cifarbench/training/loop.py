@@ -47,7 +47,7 @@ class Training:
 
     def __init__(self, config: TrainConfig, model: nn.Module, setting: Setting, observer: Observer) -> None:
         self.config, self.setting, self.observer = config, setting, observer
-        self.trainer = config.trainer
+        self.trainer = trainer = config.trainer
         layout = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
         self.model = model.to(setting.compute.device).to(memory_format=layout)
         if self.trainer.sync_norm and setting.world.size > 1:
@@ -58,8 +58,7 @@ class Training:
         self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device, setting.compute.precision)
         self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")
         self.ema = Average(self.model, self.trainer.ema) if self.trainer.ema else None
-        count = len(setting.train)
-        steps = steps_per_epoch(count, self.trainer.batch_size, self.trainer.limit_batches, self.trainer.drop_last)
+        steps = steps_per_epoch(len(setting.train), trainer.batch_size, trainer.limit_batches, trainer.drop_last)
         self.length = RunLength(self.trainer.epochs, steps)
         self.phases = Phases(self.trainer, self.length)
         self.stems = [module for module in model.modules() if isinstance(module, Whitening)]
@@ -69,7 +68,7 @@ class Training:
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
         self.health = Health(setting.compute.device)
-        self.epoch_end = self.step_seconds = 0.0  # of the last one: its end by the run's clock, and what it took
+        self.epoch_end = 0.0  # of the last one, by the run's clock
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
@@ -88,7 +87,7 @@ class Training:
             tick = time.perf_counter()
             while progress.batch < self.length.steps_per_epoch:
                 # One agreement a step: every process sees the same signal and the same shares of the time.
-                shares = clock.share(), clock.share(ahead=self.step_seconds)
+                shares = clock.share(), clock.share_after_step()
                 signal_number, time_share, share_after = world.highest([float(request.number), *shares])
                 if signal_number:
                     self.save()
@@ -114,8 +113,8 @@ class Training:
         progress.batch += 1
         progress.step += 1
         now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too
-        self.step_seconds = now - tick
-        progress.epoch_seconds += self.step_seconds
+        self.setting.clock.note_step(now - tick)
+        progress.epoch_seconds += now - tick
         self._report_step(loss, lr, share)
         return now
 
@@ -280,8 +279,9 @@ class Training:
         )
 
     def _resume_hint(self) -> str:
-        run = shown_path(self.setting.checkpoints.parent)
-        return f"stopped after step {self.progress.step}, saved. Go on with: cifarbench train trainer.resume={run}"
+        run, plugins = shown_path(self.setting.checkpoints.parent), ",".join(self.config.plugins)
+        words = f"trainer.resume={run}" + (f" plugins=[{plugins}]" if plugins else "")
+        return f"stopped after step {self.progress.step}, saved. Go on with: cifarbench train {words}"
 
     def save(self, is_best: bool = False) -> None:
         """Write last.pt, and best.pt beside it where this epoch is the best so far; by the first process alone."""

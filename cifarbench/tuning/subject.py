@@ -85,6 +85,8 @@ def _differences(before: dict[str, Any], config: TuneVerbConfig, now: dict[str, 
     stored = complete(before["config"])
     pairs = {name: (_at(stored, name), value) for name, value in _telling_keys(config).items()}
     pairs = {name: pair for name, pair in pairs.items() if not _is_searched(name, searched)}
+    if pairs.get("model.sha256", (None,))[0] == "":  # of a version that did not record it
+        del pairs["model.sha256"]
     others = {name for name, pair in pairs.items() if name.endswith(".name") and pair[0] != pair[1]}
     for name in [name for name in pairs if f"{name.split('.')[0]}.name" in others and name not in others]:
         del pairs[name]  # of another model, optimizer, …: its own keys say no more than its name

@@ -74,7 +74,7 @@ def write_comparison_page(directories: Sequence[Path], out: Path) -> Path:
 
     Raises:
         ConfigError: a directory is no run, stands twice, or was never tested.
-        IntegrityError: the runs' passports differ, or a file is damaged.
+        IntegrityError: the runs were tested on different images, or a file is damaged.
     """
     runs.check_distinct(directories)
     records = [read_record(directory) for directory in directories]

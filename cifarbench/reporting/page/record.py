@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from cifarbench import runs
 from cifarbench.data.duplicates import recorded_duplicates
 from cifarbench.errors import ConfigError
@@ -74,16 +72,10 @@ def read_record(path: Path) -> Record:
         return Record(path, manifest, config, rows, classes, None, None)
     predictions = read_predictions(path)
     official = predictions.official(look(manifest, "dataset", "name"))
-    report = score(predictions.logits, predictions.targets, classes, official, _duplicates(manifest, predictions))
+    marks = look(manifest, "split", "trainable"), look(manifest, "dataset", "fingerprint")
+    duplicates = recorded_duplicates(predictions.indices, *marks)
+    report = score(predictions.logits, predictions.targets, classes, official, duplicates)
     return Record(path, manifest, config, rows, classes, predictions, report)
-
-
-def _duplicates(manifest: dict[str, Any], predictions: Predictions) -> Tensor | None:
-    """Which of the answered images have a near-duplicate among the trainable ones; None if that is not known."""
-    trainable, fingerprint = look(manifest, "split", "trainable"), look(manifest, "dataset", "fingerprint")
-    if type(trainable) is not int or not 0 <= trainable <= 60_000:
-        return None
-    return recorded_duplicates(predictions.indices, trainable, str(fingerprint))
 
 
 def look(values: Any, *keys: str) -> Any:

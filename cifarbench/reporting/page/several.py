@@ -18,7 +18,7 @@ _ALIKE = ("trainer.progress", "trainer.threads", "trainer.tensorboard", "trainer
 
 
 def comparison(records: Sequence[Record]) -> dict[str, Any]:
-    """Rows, paired tests and charts of runs of one passport, the best on the test images first.
+    """Rows, paired tests and charts of runs that were tested on the same images, the best first.
 
     Raises:
         ConfigError: a run was never tested.
@@ -33,10 +33,7 @@ def comparison(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "title": f"{len(ordered)} runs compared",
         "dataset": best.look("dataset", "name"),
-        "passport": [
-            (part, f"{best.look(part, 'name')} · {str(best.look(part, 'fingerprint'))[:16]}")
-            for part in ("dataset", "split")
-        ],
+        "passport": [(part, f"{best.look(part, 'name')} · {_marks(ordered, part)}") for part in ("dataset", "split")],
         "n": best.score["n"] if best.score else 0,
         "rows": rows,
         "pairs": _pairs(ordered, rows),
@@ -49,6 +46,11 @@ def comparison(records: Sequence[Record]) -> dict[str, Any]:
         ),
         "curves": _curves(ordered),
     }
+
+
+def _marks(records: Sequence[Record], part: str) -> str:
+    """The beginnings of the runs' fingerprints: of splits several, where they held out different validation images."""
+    return ", ".join(sorted({str(record.look(part, "fingerprint"))[:16] for record in records}))
 
 
 def _accuracy(record: Record) -> float:
