@@ -6,21 +6,23 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import TINY, manifest_of, mark_interrupted, rows_of
+from conftest import TINY, manifest_of, mark_interrupted, rows_of, tiny_config
 
 from cifarbench.commands.hydra_app import compose
 from cifarbench.config.augment import AugmentConfig
 from cifarbench.config.history import complete, shorten
 from cifarbench.config.load import CHOICES, identity, load, to_plain
+from cifarbench.config.models import is_as_loaded
 from cifarbench.config.schema import TrainConfig, TrainerConfig
 from cifarbench.errors import IntegrityError
 from cifarbench.training import checkpoint
-from cifarbench.training.migrations import SCHEMA
+from cifarbench.training.migrations import SCHEMA, migrate
 
 OLD = Path(__file__).parent / "schema_1"
 KEYS = Path(__file__).parent / "keys.txt"  # of the newest schema
@@ -43,6 +45,14 @@ def test_an_old_checkpoint_is_read_as_the_newest_schema_and_its_tensors_are_as_t
     assert (before["schema"], now["schema"]) == (1, SCHEMA)
     for part in ("model", "ema"):
         assert checkpoint.tensor_hash(now[part]) == checkpoint.tensor_hash(before[part])
+
+
+def test_a_plugins_checkpoint_from_before_its_digest_is_read_and_its_file_is_unknown():
+    state = migrate({"schema": 5, "config": {"model": {"name": "mynet", "width": 4}, "trainer": {}}})
+    assert (state["schema"], state["config"]["model"]) == (SCHEMA, {"name": "mynet", "width": 4, "sha256": ""})
+    assert is_as_loaded(SimpleNamespace(sha256="", loaded="0" * 16)) is None
+    assert is_as_loaded(SimpleNamespace(sha256="1" * 16, loaded="0" * 16)) is False
+    assert is_as_loaded(tiny_config().model) is None
 
 
 @pytest.mark.parametrize("path", sorted(OLD.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}")
