@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import re
 import shutil
 import time
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_what_is_not_counted_or_not_alike_is_said(capsys):
     assert "not counted, as another run has the same recipe and seed: another" in said
     assert "† the runs are of different machines or number formats" in said
     assert "80.00% ± 0.00" in said
+
+
+def test_a_narrow_terminal_shows_what_the_recipes_are(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    config = load(LeaderboardConfig, compose("leaderboard", []))
+    pair = [record(0.9, label="model=vgg optim=adamw"), record(0.8, recipe="b", label="model=resnet optim=sgd")]
+    print_boards(boards(pair, "test"), config, [])
+    lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
+    assert max(map(len, lines[:6])) <= 80
+    for word in ("model=vgg", "optim=adamw", "model=resnet", "90.00%", "1:00"):
+        assert any(word in line for line in lines), lines
 
 
 @pytest.mark.parametrize("sort", ["parameters", "flops", "seconds"])

@@ -24,6 +24,7 @@ from cifarbench.runs import shown_path, write_json, write_text
 _HEADINGS = {"test": "test accuracy", "val": "validation accuracy"}
 _STYLES = {"kept": "green", "broken": "bold red", "look": "yellow"}
 _OFTEN, _MIXED = "*", "†"
+_SIZES, _WIDE = ("parameters", "MFLOP"), 100  # characters from which on a line holds them
 _INTERVALS = "95 % interval: of the mean over seeds (Student's t) where n > 1, else over images alone (Wilson)."
 _CHOICE = "To choose a recipe, rank by validation (by=val): the best of several test accuracies is too high."
 
@@ -56,7 +57,7 @@ def _print_board(console: Console, board: Board, config: LeaderboardConfig) -> N
     console.print(_title(board), soft_wrap=True)
     if shared:
         console.print(Text(f"all with {shared}", "dim"), soft_wrap=True)
-    console.print(_table(groups, labels, config.by))
+    console.print(_table(groups, labels, config.by, console.width))
     if config.verified:  # a tutor wants to know whose they are
         for place, group in enumerate(groups, 1):
             names = ", ".join(shown_path(record.directory) for record in group.records)
@@ -92,14 +93,18 @@ def _labels(groups: Sequence[Group]) -> tuple[str, list[str]]:
     ]
 
 
-def _table(groups: Sequence[Group], labels: Sequence[str], by: str) -> Table:
+def _table(groups: Sequence[Group], labels: Sequence[str], by: str, width: int) -> Table:
+    """The ranked recipes; a console of few columns has no room for the network's size beside them."""
+    headings = ("recipe", "n", _HEADINGS[by], "95 % interval", "official", *_SIZES, "time")
+    shown = [index for index, heading in enumerate(headings) if width >= _WIDE or heading not in _SIZES]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1))
     table.add_column("", justify="right")
     table.add_column("recipe", overflow="fold", ratio=1)
-    for heading in ("n", _HEADINGS[by], "95 % interval", "official", "parameters", "MFLOP", "time"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    for index in shown[1:]:
+        table.add_column(headings[index], justify="right", no_wrap=True)
     for place, (group, label) in enumerate(zip(groups, labels, strict=False), 1):
-        table.add_row(str(place), *_cells(group, label))
+        cells = _cells(group, label)
+        table.add_row(str(place), *(cells[index] for index in shown))
     return table
 
 

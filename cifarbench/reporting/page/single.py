@@ -49,10 +49,13 @@ def protocol(record: Record) -> list[tuple[str, str]]:
     """Split, counts, fingerprints and openings of the seal, as (name, value) lines."""
     counts = {part: record.number("split", part) for part in ("train", "val", "test")}
     tta = look(record.config, "trainer", "tta")
+    alike = look(record.score, "n_duplicates")
+    text = f"{count(alike)} of the test images resemble a trainable one; unseen are the others"
     return [
         ("dataset", f"{_text(record.look('dataset', 'name'))} · {_text(record.look('dataset', 'fingerprint'))[:16]}"),
         ("split", f"{_text(record.look('split', 'name'))} · {_text(record.look('split', 'fingerprint'))[:16]}"),
         ("images", " · ".join(f"{count(value)} {_PARTS[part]}" for part, value in counts.items())),
+        *([] if alike is None else [("near-duplicates", text)]),
         ("seal opened", _times(record.number("test", "openings"))),
         ("checkpoint tested", _chosen(record)),
         ("test-time augmentation", _text(tta)),
