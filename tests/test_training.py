@@ -450,6 +450,16 @@ def test_an_edited_plugin_is_another_recipe_and_the_path_to_it_is_none(tmp_path)
     assert code == 0, said
 
 
+@pytest.mark.parametrize("text", ["model: 3", "seed: 0", "model: {name: [1], sha256: ''}", "model: {sha256: ''}"])
+def test_a_resume_of_a_directory_with_no_config_of_ours_is_refused(cli, tmp_path, text):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(f"plugins: []\n{text}\n")
+    ended = cli("train", "trainer.resume=run")
+    assert ended.code == 2, ended.err
+    assert "Traceback" not in ended.err
+    assert len(ended.err.splitlines()) == 1
+
+
 def test_a_resume_takes_no_plugin_from_the_directory(cli, tmp_path):
     assert cli("train", *TINY, "trainer.epochs=1", "hydra.run.dir=run").code == 0
     (tmp_path / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\n")

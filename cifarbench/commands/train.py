@@ -111,8 +111,9 @@ def _with_stored(values: dict[str, Any], directory: Path, overrides: list[str]) 
     if values.get("trainer", {}).get("resume") in ("auto", "never") or grouped:
         return values
     stored = runs.read_config(directory) | {"plugins": values["plugins"]}  # code runs because it was typed alone
-    if stored["model"].get("sha256") == "":  # of a version that did not record it
-        stored["model"]["sha256"] = loaded_digest(stored["model"]["name"])
+    model = stored.get("model")
+    if isinstance(model, dict) and model.get("sha256") == "":  # of a version that did not record it
+        model["sha256"] = loaded_digest(str(model.get("name")))
     for name in asked:
         section, _, inner = name.partition(".")
         if inner and isinstance(stored.get(section), dict) and inner in values[section]:
