@@ -80,7 +80,8 @@ def unknown_key(verb: str, name: str) -> ConfigError:
         )
     valid = same or [key for key in known if "." not in key]
     alike = [key for key in known if "." in key and key.split(".")[-1] == name.split(".")[-1]]
-    return ConfigError(f'unknown key "{name}".{nearest(name, alike or same or known)} Valid: {", ".join(valid)}.')
+    hint = f' Did you mean "{alike[0]}"?' if alike else nearest(name, same or known)
+    return ConfigError(f'unknown key "{name}".{hint} Valid: {", ".join(valid)}.')
 
 
 def _owners(name: str) -> str:

@@ -12,8 +12,19 @@ from cifarbench.errors import ConfigError
 _ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
 
 
+class _Limited:
+    """What has a time `limit`."""
+
+    limit: str | None
+
+    @property
+    def limit_seconds(self) -> float | None:
+        """The limit in seconds."""
+        return None if self.limit is None else seconds(self.limit, "limit")
+
+
 @dataclass(frozen=True, kw_only=True)
-class LeaderboardConfig:
+class LeaderboardConfig(_Limited):
     """Everything that `cifarbench leaderboard` needs."""
 
     folder: tuple[str, ...] = key("Folders that are searched for run directories.")
@@ -29,11 +40,6 @@ class LeaderboardConfig:
     compare: tuple[str, ...] = key("Two run directories whose recipes are compared over all their seeds; [] for none.")
     out: str | None = key("Folder for leaderboard.csv, .json and .md; null: none is written.")
 
-    @property
-    def limit_seconds(self) -> float | None:
-        """The limit in seconds."""
-        return None if self.limit is None else seconds(self.limit, "limit")
-
     def __post_init__(self) -> None:
         _ = self.limit_seconds  # which refuses what is no time
         if len(self.compare) not in (0, 2):
@@ -43,7 +49,7 @@ class LeaderboardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifyConfig:
+class VerifyConfig(_Limited):
     """Everything that `cifarbench verify` needs."""
 
     run: tuple[str, ...] = key("Run directories to judge.")
@@ -52,11 +58,6 @@ class VerifyConfig:
     root: str | None = key(_ROOT)
     threads: int | None = key("CPU threads; null: as the run used.", ge=1, le=1024)
     plugins: tuple[str, ...] = key("Python files with the models of the runs, which you have read.")
-
-    @property
-    def limit_seconds(self) -> float | None:
-        """The limit in seconds."""
-        return None if self.limit is None else seconds(self.limit, "limit")
 
     def __post_init__(self) -> None:
         _ = self.limit_seconds  # which refuses what is no time

@@ -83,14 +83,10 @@ def rule_of(field: dataclasses.Field) -> Rule:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint ` Did you mean "vgg"?` for the closest known name, or an empty string where none is close.
-
-    A key of another section that ends alike is close (`lr`: `optim.lr`), and so is what else a thing is called.
-    """
+    """A hint ` Did you mean "vgg"?` for the closest known name, or an empty string where none is close."""
     names = list(known)
-    alike = [each for each in names if "." in each and each.split(".")[-1] == name.split(".")[-1]]
     called = [each for each in names if each == _ALSO_CALLED.get(name)]
-    close = called or alike or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = called or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else ""
 
 
