@@ -110,6 +110,23 @@ def test_convolutions_are_matrices_the_last_layer_and_the_biases_are_not():
     assert head["weight_decay"] * head["lr"] == pytest.approx(0.01)
 
 
+@pytest.mark.parametrize("inputs", [64, 512, 7200])
+def test_the_default_rate_converges_however_wide_the_last_layer_is(inputs):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(512, inputs, generator=generator).relu()
+    labels = torch.randint(10, (512,), generator=generator)
+    model = nn.Sequential(nn.Linear(inputs, 10))
+    optimizer = build_optimizer(model, optim_config("optim=muon"), torch.device("cpu"))
+    losses = []
+    for _ in range(40):
+        loss = nn.functional.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert max(losses) == losses[0]
+
+
 def test_frozen_weights_are_in_no_group():
     model = small_net()
     model[0].weight.requires_grad_(False)

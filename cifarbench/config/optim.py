@@ -58,7 +58,7 @@ class MuonConfig:
     steps: int = key("Newton-Schulz steps that make an update orthogonal.", ge=1, le=20)
     rescale: bool = key("Set each matrix to Frobenius norm √rows before its step; for networks with batch norm.")
     bias_lr: float = key("Peak learning rate of biases and normalisation parameters.", gt=0, le=1000)
-    head_lr: float = key("Peak learning rate of the last layer's weights.", gt=0, le=1000)
+    head_lr: float = key("Peak learning rate of the last layer, times 512/inputs if it has more.", gt=0, le=1000)
     side_momentum: float = key("Nesterov momentum of biases, norms and the last layer.", ge=0, lt=1)
     weight_decay: float = key("Share of biases and last layer taken off per step at the peak rate.", ge=0, lt=1)
 

@@ -15,6 +15,10 @@ from cifarbench.optim.muon import Muon
 PlainConfig = SGDConfig | AdamConfig | RMSpropConfig
 OptimizerConfig = PlainConfig | MuonConfig
 
+# A step of SGD moves the logits by lr times the squared length of the last layer's input, so the rate that still
+# converges falls as that layer widens.
+HEAD_INPUTS = 512
+
 
 def parameter_groups(model: nn.Module, config: PlainConfig) -> list[dict[str, Any]]:
     """Two groups: weights, with weight decay, and biases and norms (every tensor below 2-D), by option without."""
@@ -30,20 +34,24 @@ def parameter_groups(model: nn.Module, config: PlainConfig) -> list[dict[str, An
 
 
 def muon_groups(model: nn.Module, config: MuonConfig) -> list[dict[str, Any]]:
-    """Three groups: matrices, which are orthogonalised; biases and norms; the last linear layer's weights."""
+    """Three groups: matrices, which are orthogonalised; biases and norms; the last linear layer's weights.
+
+    A last layer of more than `HEAD_INPUTS` inputs gets `head_lr` · HEAD_INPUTS / inputs.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     last = linear[-1] if linear else None
     matrices = [parameter for parameter in trained if parameter.ndim >= 2 and parameter is not last]
     small = [parameter for parameter in trained if parameter.ndim < 2]
+    head_lr = config.head_lr * (1.0 if last is None else min(1.0, HEAD_INPUTS / last.shape[1]))
     side: dict[str, Any] = {"orthogonal": False, "momentum": config.side_momentum}
     groups = [
         {"params": matrices, "lr": config.lr, "orthogonal": True, "momentum": config.momentum},
         {"params": small, "lr": config.bias_lr, "weight_decay": config.weight_decay / config.bias_lr, **side},
         {
             "params": [] if last is None else [last],
-            "lr": config.head_lr,
-            "weight_decay": config.weight_decay / config.head_lr,
+            "lr": head_lr,
+            "weight_decay": config.weight_decay / head_lr,
             **side,
         },
     ]
