@@ -18,10 +18,15 @@ from torch import Tensor
 
 # The odd polynomial a·x + b·x³ + c·x⁵ lifts small singular values fast, and then holds them at about 0.7 to 1.2.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+# In bf16 what G has lost of the smallest singular values grows with each further step that is not taken on X itself.
+STEPS_AT_ONCE = 3
 
 
 def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Push the singular values of each matrix towards 1 by Newton-Schulz steps; the singular vectors stay.
+
+    A step is X ← (a + bG + cG²)X with the small square matrix G = XXᵀ. Every step's factor is a polynomial in the first
+    G, so several steps are multiplied out there, and the wide X is touched twice.
 
     Args:
         matrices: (N, R, C) float, any scale.
@@ -31,17 +36,30 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float
     Returns:
         (N, R, C) in `dtype`.
     """
-    a, b, c = COEFFICIENTS
     x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)).to(dtype)
     is_tall = x.shape[1] > x.shape[2]
     x = x.mT if is_tall else x
     is_alone = len(x) == 1  # a plain product is up to twice as fast on a CPU as a batched one of a single matrix
-    x, add_product = (x[0], torch.addmm) if is_alone else (x, torch.baddbmm)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x[0] if is_alone else x
+    for done in range(0, steps, STEPS_AT_ONCE):
+        x = _factor(x @ x.mT, min(steps - done, STEPS_AT_ONCE)) @ x
     x = x[None] if is_alone else x
     return x.mT if is_tall else x
+
+
+def _factor(gram: Tensor, steps: int) -> Tensor:
+    """The matrix that takes X through `steps` steps at once, from XXᵀ; both (R, R) or (N, R, R)."""
+    a, b, c = COEFFICIENTS
+    add_product = torch.addmm if gram.ndim == 2 else torch.baddbmm
+    product: Tensor | None = None
+    for step in range(steps):
+        factor = add_product(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if step + 1 < steps:
+            gram = factor @ gram @ factor
+    assert product is not None
+    return product
 
 
 class Muon(torch.optim.Optimizer):
