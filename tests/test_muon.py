@@ -46,6 +46,12 @@ def test_the_scale_of_a_gradient_does_not_matter_and_zero_stays_zero():
     assert not orthogonalise(torch.zeros(1, 3, 4), 3).any()
 
 
+def test_bfloat16_products_are_close():
+    given = matrices(2, 32, 288).float()
+    exact, rough = orthogonalise(given, 3), orthogonalise(given, 3, torch.bfloat16).float()
+    assert (rough - exact).norm() / exact.norm() < 0.03
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("steps", [3, 5])

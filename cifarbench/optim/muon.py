@@ -26,7 +26,7 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float
     """Push the singular values of each matrix towards 1 by Newton-Schulz steps; the singular vectors stay.
 
     A step is X ← (a + bG + cG²)X with the small square matrix G = XXᵀ. Every step's factor is a polynomial in the first
-    G, so several steps are multiplied out there, and the wide X is touched twice.
+    G, so up to `STEPS_AT_ONCE` of them are multiplied out there, with two products of the wide X in all.
 
     Args:
         matrices: (N, R, C) float, any scale.
@@ -49,17 +49,20 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float
 
 def _factor(gram: Tensor, steps: int) -> Tensor:
     """The matrix that takes X through `steps` steps at once, from XXᵀ; both (R, R) or (N, R, R)."""
+    product = factor = _factor_of_one(gram)
+    for _ in range(steps - 1):
+        gram = factor @ gram @ factor
+        factor = _factor_of_one(gram)
+        product = factor @ product
+    return product
+
+
+def _factor_of_one(gram: Tensor) -> Tensor:
     a, b, c = COEFFICIENTS
     add_product = torch.addmm if gram.ndim == 2 else torch.baddbmm
-    product: Tensor | None = None
-    for step in range(steps):
-        factor = add_product(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
-        if step + 1 < steps:
-            gram = factor @ gram @ factor
-    assert product is not None
-    return product
+    factor = add_product(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    return factor
 
 
 class Muon(torch.optim.Optimizer):
