@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from processes import shell
 from torch import nn
 
-from cifarbench.kernels import functions
+from cifarbench.kernels import convolution, functions
 from cifarbench.kernels.library import load
 from cifarbench.kernels.modules import use_kernels
 from cifarbench.models.efficientnet_lite import EfficientNetLite
@@ -165,7 +165,7 @@ def test_weight_gradients_are_those_of_float64_whatever_the_shape(images, height
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found, again = functions.weight_gradient(grad, x), functions.weight_gradient(grad, x)
+        found, again = convolution.weight_gradient(grad, x), convolution.weight_gradient(grad, x)
     finally:
         torch.set_num_threads(before)
     weight = torch.zeros(outputs, inputs, 3, 3, dtype=torch.float64)
@@ -179,7 +179,7 @@ def test_a_convolution_with_a_bias_has_the_gradients_of_float64():
     x, grad = drawn(5, 24, 7, 7, dtype=torch.bfloat16), drawn(5, 32, 7, 7, seed=1, dtype=torch.bfloat16)
     weight, bias = drawn(32, 24, 3, 3, seed=2) / 16, torch.linspace(-1, 1, 32)
     inputs = [tensor.clone().requires_grad_() for tensor in (x, weight, bias)]
-    y = functions.Convolution.apply(*inputs)
+    y = convolution.Convolution.apply(*inputs)
     # Products are of weights in bf16, as autocast rounds them.
     exact = [tensor.bfloat16().double().requires_grad_() for tensor in (x, weight, bias)]
     true = F.conv2d(*exact, padding=1)
@@ -187,6 +187,39 @@ def test_a_convolution_with_a_bias_has_the_gradients_of_float64():
     found, expected = torch.autograd.grad(y, inputs, grad), torch.autograd.grad(true, exact, grad.double())
     for ours, theirs, most in zip(found, expected, (3e-3, 1e-5, 1e-5), strict=True):
         assert distance(ours, theirs) < most
+
+
+@settings(max_examples=40, deadline=None)
+@given(images=st.integers(1, 40), height=st.integers(1, 7), width=st.integers(1, 7), together=st.integers(2, 16))
+def test_images_side_by_side_have_the_convolution_of_each(images, height, width, together):
+    x, weight = drawn(images, 5, height, width).double(), drawn(6, 5, 3, 3).double()
+    wide = F.conv2d(convolution.side_by_side(x, together), weight, padding=1)
+    assert wide.shape == (-(-images // together), 6, height, together * (width + 1))
+    found = convolution.apart(wide, images, width)
+    torch.testing.assert_close(found, F.conv2d(x, weight, padding=1), rtol=1e-12, atol=1e-12)
+
+
+@needs_amx
+@pytest.mark.parametrize(
+    ("shape", "are_wide"), [((37, 384, 4, 4), True), ((33, 64, 2, 2), True), ((37, 64, 4, 4), False)], ids=str
+)
+def test_small_maps_of_many_channels_are_put_side_by_side(shape, are_wide, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        convolution, "side_by_side", lambda *words, put=convolution.side_by_side: calls.append(words) or put(*words)
+    )
+    x, grad = drawn(*shape, dtype=torch.bfloat16), drawn(*shape, seed=1, dtype=torch.bfloat16)
+    weight = (drawn(shape[1], shape[1], 3, 3, seed=2) - 1) / 32
+    inputs = [x.requires_grad_(), weight.requires_grad_()]
+    y = convolution.Convolution.apply(*inputs, None)
+    found = [y.detach(), *torch.autograd.grad(y, inputs, grad)]
+    assert len(calls) == 2 * are_wide
+    exact = [x.detach().double().requires_grad_(), weight.detach().bfloat16().double().requires_grad_()]
+    true = F.conv2d(*exact, padding=1)
+    expected = [true.detach(), *torch.autograd.grad(true, exact, grad.double())]
+    for ours, theirs, most in zip(found, expected, (3e-3, 3e-3, 1e-5), strict=True):
+        assert distance(ours, theirs) < most
+        assert ours.is_contiguous(memory_format=torch.channels_last)
 
 
 def speednet(act: str = "gelu", residual: bool = False) -> SpeedNet:

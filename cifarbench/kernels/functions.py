@@ -1,4 +1,4 @@
-"""The operations of `fused.c`, `pool.c` and `weights.c` as functions that autograd knows.
+"""The operations of `fused.c` and `pool.c` as functions that autograd knows.
 
 Maps are (N, C, H, W) in channels_last memory, bfloat16 or float32; statistics and parameters of norms are (C,) float32.
 """
@@ -27,7 +27,8 @@ def library_for(x: Tensor) -> ctypes.CDLL:
     return library
 
 
-def _at(tensor: Tensor | None) -> int | None:
+def at(tensor: Tensor | None) -> int | None:
+    """The address of the first number; None without a tensor."""
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -47,7 +48,7 @@ class NormActivation(torch.autograd.Function):
         slope = torch.empty_like(x) if act in STORED and any(ctx.needs_input_grad) else None
         rows, channels, threads = x.numel() // x.shape[1], x.shape[1], torch.get_num_threads()
         library_for(x).norm_forward(
-            *map(_at, (x, added, y, slope, weight, bias, mean, var, rstd)),
+            *map(at, (x, added, y, slope, weight, bias, mean, var, rstd)),
             rows, channels, eps, ACTIVATIONS[act], threads,
         )  # fmt: skip
         ctx.save_for_backward(x, y if act == "relu" and added is not None else slope, weight, bias, mean, rstd)
@@ -66,7 +67,7 @@ class NormActivation(torch.autograd.Function):
         dadded = torch.empty_like(x) if ctx.adds and ctx.act != "identity" else None
         rows, channels, threads = x.numel() // x.shape[1], x.shape[1], torch.get_num_threads()
         library_for(x).norm_backward(
-            *map(_at, (grad, stored, x, weight, bias, mean, rstd, dadded, dx, dweight, dbias)),
+            *map(at, (grad, stored, x, weight, bias, mean, rstd, dadded, dx, dweight, dbias)),
             rows, channels, ACTIVATIONS[ctx.act], threads,
         )  # fmt: skip
         return dx, dweight, dbias, None, None, grad if ctx.adds and dadded is None else dadded
@@ -77,7 +78,7 @@ def affine_activation(x: Tensor, scale: Tensor, shift: Tensor, act: str, added: 
     y = torch.empty_like(x)
     rows, channels = x.numel() // x.shape[1], x.shape[1]
     library_for(x).affine_forward(
-        *map(_at, (x, added, y, scale, shift)), rows, channels, ACTIVATIONS[act], torch.get_num_threads()
+        *map(at, (x, added, y, scale, shift)), rows, channels, ACTIVATIONS[act], torch.get_num_threads()
     )
     return y
 
@@ -90,9 +91,7 @@ class Activation(torch.autograd.Function):
         """The activated tensor, in the memory layout of `x`."""
         y = torch.empty_like(x)
         slope = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        library_for(x).activation_forward(
-            *map(_at, (x, y, slope)), x.numel(), ACTIVATIONS[act], torch.get_num_threads()
-        )
+        library_for(x).activation_forward(*map(at, (x, y, slope)), x.numel(), ACTIVATIONS[act], torch.get_num_threads())
         ctx.save_for_backward(slope)
         return y
 
@@ -118,7 +117,7 @@ class MaxPool(torch.autograd.Function):
         y = torch.empty((images, channels, *halves), dtype=x.dtype, memory_format=LAYOUT)
         which = torch.empty_like(y, dtype=torch.uint8)
         sizes = images, height, width, channels, keep_edge
-        library_for(x).pool_forward(*map(_at, (x, y, which)), *sizes, torch.get_num_threads())
+        library_for(x).pool_forward(*map(at, (x, y, which)), *sizes, torch.get_num_threads())
         ctx.save_for_backward(which)
         ctx.sizes = sizes
         return y
@@ -131,47 +130,5 @@ class MaxPool(torch.autograd.Function):
         images, height, width, channels, _ = ctx.sizes
         grad = grad.contiguous(memory_format=LAYOUT)
         dx = torch.empty((images, channels, height, width), dtype=grad.dtype, memory_format=LAYOUT)
-        library_for(grad).pool_backward(*map(_at, (grad, which, dx)), *ctx.sizes, torch.get_num_threads())
+        library_for(grad).pool_backward(*map(at, (grad, which, dx)), *ctx.sizes, torch.get_num_threads())
         return dx, None
-
-
-class Convolution(torch.autograd.Function):
-    """3x3 convolution, stride 1, zero padding 1, bfloat16, whose weight gradient is that of `weights.c`, in float32.
-
-    The weights (K, C, 3, 3), K a multiple of 32, and the bias (K,), or None, are float32.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(N, C, H, W) to (N, K, H, W)."""
-        rounded = weight.to(x.dtype)
-        ctx.save_for_backward(x, rounded)
-        return torch.conv2d(x, rounded, None if bias is None else bias.to(x.dtype), padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of x, weight and bias."""
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=LAYOUT)
-        by_input, by_weight, by_bias = ctx.needs_input_grad
-        dx = _input_gradient(grad, x, weight) if by_input else None
-        dbias = grad.sum((0, 2, 3), dtype=torch.float32) if by_bias else None
-        return dx, weight_gradient(grad, x) if by_weight else None, dbias
-
-
-def _input_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    one, mask = [1, 1], [True, False, False]
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, one, one, one, False, [0, 0], 1, mask)[0]
-
-
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient (K, C, 3, 3) float32 of a 3x3 convolution from (N, K, H, W) and its input (N, C, H, W), bfloat16."""
-    images, inputs, height, width = x.shape
-    outputs = grad.shape[1]
-    gradient = torch.empty((outputs, inputs, 3, 3), memory_format=LAYOUT)
-    sizes = images, height, width, inputs, outputs
-    failed = library_for(x).weight_gradient(*map(_at, (x, grad, gradient)), *sizes, torch.get_num_threads())
-    if failed:
-        raise MemoryError("there is no memory for the weight gradient of a convolution.")
-    return gradient

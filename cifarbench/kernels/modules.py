@@ -11,7 +11,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cifarbench.kernels import functions
+from cifarbench.kernels.convolution import Convolution
 from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
 from cifarbench.models import layers
@@ -188,9 +188,9 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
-        if self.training and _takes(self, x) and x.dtype == torch.bfloat16:
+        if _takes(self, x) and x.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
-                return functions.Convolution.apply(x, self.weight, self.bias)
+                return Convolution.apply(x, self.weight, self.bias)
         return super().forward(x)
 
 
