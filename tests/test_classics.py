@@ -146,6 +146,16 @@ def test_models_that_count_pixels_refuse_smaller_images(model):
     tiny_config_of(model)
 
 
+@pytest.mark.parametrize(("stages", "counts_pixels"), [(4, True), (5, False)])
+def test_a_vgg_with_a_flatten_head_counts_pixels_unless_its_stages_leave_one(stages, counts_pixels):
+    words = [f"model.stages={stages}", "model.head=flatten", "trainer.sizes=[24]", "trainer.size_until=[1epochs]"]
+    if counts_pixels:
+        with pytest.raises(ConfigError, match=r"`trainer.sizes`.*32 px"):
+            tiny_config_of("vgg", *words)
+    else:
+        tiny_config_of("vgg", *words)
+
+
 def tiny_config_of(model, *overrides):
     from cifarbench.commands.hydra_app import compose
     from cifarbench.config.load import load

@@ -99,6 +99,18 @@ def test_torchvision_vgg_but_convolution_biases(depth, letter):
     assert count(meta("vgg", depth=depth, width=1.0).features) == count(theirs) - biases
 
 
+@pytest.mark.parametrize("head", ["global_average", "flatten"])
+def test_vgg_of_fewer_stages_is_the_front_of_the_whole(head):
+    whole, front = (build("vgg", depth=11, width=0.125, stages=stages, head=head) for stages in (5, 3))
+    assert [name for name, _ in front.features.named_modules()] == [
+        name for name, _ in whole.features[:3].named_modules()
+    ]
+    maps = front.features(front.stem(images(2)))
+    assert maps.shape == (2, 32, 4, 4)
+    assert front(images(2)).shape == (2, 10)
+    assert front.head[-1].in_features == (32 * 4 * 4 if head == "flatten" else 32)
+
+
 @pytest.mark.parametrize(("expansion", "outputs", "stride"), [(1, 24, 1), (4, 24, 1), (6, 40, 2)])
 @pytest.mark.parametrize("fused", [False, True])
 def test_torchvision_inverted_bottlenecks(expansion, outputs, stride, fused):

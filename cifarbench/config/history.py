@@ -30,7 +30,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
 }
 _LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
     "simple_cnn": {"whitening": False, "dirac": False, "init": "he"},
-    "vgg": {"whitening": False, "dirac": False},
+    "vgg": {"whitening": False, "dirac": False, "stages": 5},
     "resnet": {"whitening": False, "dirac": False, "pooling": "stride", "head": "global_average"},
 }
 _LATER_PLUGIN_KEYS = {"sha256": ""}

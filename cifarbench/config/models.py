@@ -67,7 +67,7 @@ class SimpleCNNConfig:
 
     @property
     def fixed_size(self) -> bool:
-        """Whether the head counts pixels; VGG's sees one pixel at any size."""
+        """Whether the head counts pixels."""
         return self.head == "flatten"
 
 
@@ -78,6 +78,7 @@ class VGGConfig:
     name: str = key("Name of the model.", choices=("vgg",))
     depth: int = key("Layers with weights as the paper counts them: 11, 13, 16 or 19.", unit="layers")
     width: float = key("Factor on the paper's channels (64 to 512), rounded to multiples of 8.", gt=0, le=8)
+    stages: int = key("How many of the paper's five stages: each ends in a pooling, the fifth at 1x1.", ge=1, le=5)
     activation: str = key(ACTIVATION, choices=ACTIVATIONS)
     pooling: str = key(POOLING, choices=POOLINGS)
     head: str = key(HEAD, choices=HEADS)
@@ -85,6 +86,11 @@ class VGGConfig:
     dropout: float = key(HEAD_DROPOUT, ge=0, lt=1)
     whitening: bool = key(WHITENING)
     dirac: bool = key(DIRAC)
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether the head counts pixels; after five stages there is one, at any size."""
+        return self.head == "flatten" and self.stages < 5
 
     def __post_init__(self) -> None:
         """Check that the paper has this depth, and that `hidden` has its head."""

@@ -33,11 +33,12 @@ def stage(inputs: int, outputs: int, convolutions: int, act: str, pool: str) -> 
 
 @register("vgg")
 class VGG(nn.Module):
-    """Five stages of 3x3 convolutions with pooling, then a head: `(N, 3, 32, 32)` to logits `(N, 10)`.
+    """Up to five stages of 3x3 convolutions with pooling, then a head: `(N, 3, 32, 32)` to logits `(N, 10)`.
 
     Args:
         depth: 11, 13, 16 or 19, as the paper counts.
         width: factor on the paper's channels (64, 128, 256, 512, 512); results are multiples of 8.
+        stages: how many of the five are there, counted from the first.
         activation, pooling, head: names of the tables in `layers`.
         hidden: widths of the flatten head's hidden layers.
         dropout: the head's dropout.
@@ -53,6 +54,7 @@ class VGG(nn.Module):
         *,
         depth: int,
         width: float,
+        stages: int,
         activation: str,
         pooling: str,
         head: str,
@@ -64,11 +66,11 @@ class VGG(nn.Module):
         super().__init__()
         self.stem, inputs = stem(whitening, activation)
         self.features = nn.Sequential()
-        for base, convolutions in zip(WIDTHS, look_up("vgg depth", depth, CONVOLUTIONS), strict=True):
+        for base, convolutions in [*zip(WIDTHS, look_up("vgg depth", depth, CONVOLUTIONS), strict=True)][:stages]:
             outputs = scaled(base, width)
             self.features.append(stage(inputs, outputs, convolutions, activation, pooling))
             inputs = outputs
-        self.head = build_head(head, inputs, 1, hidden=hidden, act=activation, dropout=dropout)
+        self.head = build_head(head, inputs, 32 >> stages, hidden=hidden, act=activation, dropout=dropout)
         init_weights(self)
         if dirac:
             dirac_(self)
