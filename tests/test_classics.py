@@ -103,7 +103,7 @@ def test_default_googlenet_by_hand():
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_without_shortcuts_a_resnet_is_a_plain_stack(preactivation):
     options = {"blocks": (2, 2), "widths": (8, 16), "preactivation": preactivation, "shortcut": "none"}
-    options |= {"whitening": False, "pooling": "stride"}
+    options |= {"whitening": False, "pooling": "stride", "activation": "relu", "dirac": False}
     model = build("resnet", **options).eval()
     residual = build("resnet", **{**options, "shortcut": "pad"})
     assert count(model) == count(residual)  # `pad` adds no parameters, so the two differ in the additions alone

@@ -26,7 +26,7 @@ TUTORIAL = {
     "dropout": 0.1,
     "init": "torch",
 }
-AS_PUBLISHED = {"whitening": False, "pooling": "stride"}
+AS_PUBLISHED = {"whitening": False, "pooling": "stride", "activation": "relu", "dirac": False}
 RESNET20 = {"blocks": (3, 3, 3), "widths": (16, 32, 64), "shortcut": "pad", **AS_PUBLISHED}
 RESNET56 = {**RESNET20, "blocks": (9, 9, 9)}
 WRN2810 = {"blocks": (4, 4, 4), "widths": (160, 320, 640), "stem_width": 16, "preactivation": True, **AS_PUBLISHED}
@@ -96,7 +96,7 @@ def test_torchvision_vgg_but_convolution_biases(depth, letter):
     with torch.device("meta"):
         theirs = tv_vgg.make_layers(tv_vgg.cfgs[letter], batch_norm=True)
     biases = sum(layer.bias.numel() for layer in theirs if isinstance(layer, nn.Conv2d))
-    assert count(meta("vgg", depth=depth, width=1.0).features) == count(theirs) - biases
+    assert count(meta("vgg", depth=depth, stages=5, whitening=False).features) == count(theirs) - biases
 
 
 @pytest.mark.parametrize("head", ["global_average", "flatten"])
@@ -164,14 +164,16 @@ def test_tutorial_network_written_out(training):
 def test_default_sizes_by_hand():
     blocks = [(3, 32), (32, 64), (64, 128)]
     assert count(meta("simple_cnn")) == sum(conv_bn(a, b) + conv_bn(b, b) for a, b in blocks) + 1290 == 288_746
-    stages = [(3, 32), (32, 64), (64, 128), (128, 256), (256, 256)]
-    assert count(meta("vgg")) == sum(conv_bn(a, b) + conv_bn(b, b) for a, b in stages) + 2570 == 2_356_458
-    halving = [(32, 64), (64, 128), (128, 256)]
-    residual = sum(conv_bn(a, b) + conv_bn(b, b) + conv_bn(a, b, 1) for a, b in halving)
-    stem = 24 + conv_bn(24, 32)  # the whitening's bias; its filters are not trained
-    assert count(meta("resnet")) == stem + 2 * conv_bn(32, 32) + residual + 2570 == 1_235_042
+    convolutions = [(24, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
+    whitening = 24  # its bias; its filters are not trained
+    assert count(meta("vgg")) == whitening + sum(conv_bn(a, b) for a, b in convolutions) + 5130 == 4_519_842
+    stages = [(64, 128), (128, 256), (256, 256)]
+    blocks = 2 * conv_bn(64, 64) + sum(conv_bn(a, b) + conv_bn(b, b) for a, b in stages)
+    wider = conv_bn(64, 128, 1) + conv_bn(128, 256, 1)
+    assert count(meta("resnet")) == whitening + conv_bn(24, 64) + blocks + wider + 2570 == 2_420_386
+    strided = conv_bn(256, 256, 1)  # a stride needs a projection too where the width stays
     published = meta("resnet", **AS_PUBLISHED)
-    assert count(published) == conv_bn(3, 32) + 2 * conv_bn(32, 32) + residual + 2570 == 1_228_970
+    assert count(published) == conv_bn(3, 64) + blocks + wider + strided + 2570 == 2_474_314
 
 
 def test_default_efficientnet_by_hand():
@@ -191,7 +193,7 @@ def test_yaml_states_its_parameters(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 57.5), ("resnet", 68.7), ("efficientnet_lite", 72.9)]
+    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 145.7), ("resnet", 220.7), ("efficientnet_lite", 72.9)]
 )
 def test_multiply_adds_from_the_shapes_of_the_layers(name, millions):
     model = meta(name).eval()
@@ -258,7 +260,13 @@ def test_pad_shortcut_keeps_every_second_pixel_and_adds_zeros():
 
 @pytest.mark.parametrize("preactivation", [False, True])
 def test_zero_init_residual_starts_as_the_shortcut(preactivation):
-    options = {"blocks": (2,), "widths": (8,), "preactivation": preactivation, "zero_init_residual": True}
+    options = {
+        "blocks": (2,),
+        "widths": (8,),
+        "preactivation": preactivation,
+        "zero_init_residual": True,
+        "activation": "relu",
+    }
     model = build("resnet", **options)
     x = torch.rand(2, 8, 8, 8)  # positive, so the last ReLU of a block changes nothing
     for block in model.stages[0]:

@@ -240,9 +240,9 @@ def test_padding_share_by_hand(window, share):
 def test_warnings_for_narrow_fields_and_tiny_maps():
     narrow = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), layers.GlobalAverage(), nn.Linear(8, 10))
     assert any("sees 3 of 32 px" in text for text in warnings(layer_table(narrow), narrow))
-    vgg = build("vgg")
+    vgg = build("vgg", depth=13, stages=5)
     assert any("56% of the 3×3 window of features.4.0" in text for text in warnings(layer_table(vgg), vgg))
-    for name in ("resnet", "simple_cnn", "lenet", "alexnet", "linear", "mlp", "speednet"):
+    for name in ("resnet", "vgg", "simple_cnn", "lenet", "alexnet", "linear", "mlp", "speednet"):
         assert warnings(layer_table(build(name)), build(name)) == []
 
 
