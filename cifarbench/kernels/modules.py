@@ -184,7 +184,7 @@ class Pool(nn.MaxPool2d):
 
 
 class Conv(nn.Conv2d):
-    """3x3 convolution with a weight gradient of our own."""
+    """3x3 convolution with a weight gradient of our own, and small maps side by side."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
