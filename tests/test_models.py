@@ -235,7 +235,7 @@ def test_width_is_rounded_to_multiples_of_8():
             {"first_widths": [8] * 6, "second_widths": [8] * 6, "spatial_dropout": [0.0] * 6},
             ["`model.first_widths`", "1 to 5"],
         ),
-        ("resnet", {"blocks": [1, 1]}, ["`model.widths` is [64, 128, 256, 256]", "`model.blocks` is [1, 1]"]),
+        ("resnet", {"blocks": [1, 1]}, ["`model.widths` is [32, 128, 256, 512]", "`model.blocks` is [1, 1]"]),
         ("resnet", {"blocks": [], "widths": []}, ["`model.blocks` is []", "1 to 6"]),
         ("resnet", {"shortcut": "pad", "widths": [64, 64, 32, 64]}, ["`model.shortcut` is pad", "projection"]),
         ("efficientnet_lite", {"width": 0}, ["`model.width` is 0", "above 0"]),

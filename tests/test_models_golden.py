@@ -167,13 +167,11 @@ def test_default_sizes_by_hand():
     convolutions = [(24, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
     whitening = 24  # its bias; its filters are not trained
     assert count(meta("vgg")) == whitening + sum(conv_bn(a, b) for a, b in convolutions) + 5130 == 4_519_842
-    stages = [(64, 128), (128, 256), (256, 256)]
-    blocks = 2 * conv_bn(64, 64) + sum(conv_bn(a, b) + conv_bn(b, b) for a, b in stages)
-    wider = conv_bn(64, 128, 1) + conv_bn(128, 256, 1)
-    assert count(meta("resnet")) == whitening + conv_bn(24, 64) + blocks + wider + 2570 == 2_420_386
-    strided = conv_bn(256, 256, 1)  # a stride needs a projection too where the width stays
+    stages = [(32, 128), (128, 256), (256, 512)]
+    residual = sum(conv_bn(a, b) + conv_bn(b, b) + conv_bn(a, b, 1) for a, b in stages)
+    assert count(meta("resnet")) == whitening + conv_bn(24, 32) + 2 * conv_bn(32, 32) + residual + 5130 == 4_812_002
     published = meta("resnet", **AS_PUBLISHED)
-    assert count(published) == conv_bn(3, 64) + blocks + wider + strided + 2570 == 2_474_314
+    assert count(published) == conv_bn(3, 32) + 2 * conv_bn(32, 32) + residual + 5130 == 4_805_930
 
 
 def test_default_efficientnet_by_hand():
@@ -193,7 +191,7 @@ def test_yaml_states_its_parameters(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 145.7), ("resnet", 220.7), ("efficientnet_lite", 72.9)]
+    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 145.7), ("resnet", 190.3), ("efficientnet_lite", 72.9)]
 )
 def test_multiply_adds_from_the_shapes_of_the_layers(name, millions):
     model = meta(name).eval()
