@@ -195,6 +195,17 @@ def test_a_damaged_last_checkpoint_is_named_and_the_best_one_used(cli, finished)
     assert tensor_hash(load(finished / "checkpoints" / "last.pt")["model"]) == whole
 
 
+def test_a_damaged_last_checkpoint_is_mended_where_the_best_one_leaves_no_step(cli, finished):
+    folder = finished / "checkpoints"
+    last = load(folder / "last.pt")
+    save({**last, "progress": {**last["progress"], "best_epoch": last["progress"]["epoch"]}}, folder / "best.pt")
+    (folder / "last.pt").write_bytes(b"")
+    mark_interrupted(finished)
+    result = cli("train", *TINY, "hydra.run.dir=run")
+    assert result.code == 0, result.err
+    assert tensor_hash(load(folder / "last.pt")["model"]) == tensor_hash(last["model"])
+
+
 def test_a_run_with_no_readable_checkpoint_is_exit_3(cli, finished):
     for name in ("last", "best"):
         (finished / "checkpoints" / f"{name}.pt").write_bytes(b"PK")

@@ -38,6 +38,8 @@ def resume(training: Training, run: runs.RunDirectory) -> str | None:
     restore(training, state, path)
     if training.progress.best_epoch and first:
         _settle_best(run.checkpoints, path, training.progress)
+    if path.name == "best.pt" and first:
+        checkpoint.copy(path, run.checkpoints / "last.pt")  # where no step is left, nothing else would mend it
     for name, value in training.setting.passport["environment"].items():
         before = state["passport"].get("environment", {}).get(name)
         if before != value:
