@@ -1,14 +1,15 @@
 """VGG: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition" (2015).
 
 The convolutions are table 1's configurations A, B, D and E. Departures for 32x32: batch norm after every convolution
-(and hence no bias in it), and a small head on the 1x1 map that five poolings leave, in place of 4096-4096-1000.
+(and hence no bias in it), a small head in place of 4096-4096-1000, and as many of the five stages as are asked for: the
+last pooling of five leaves a map of 1x1.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cifarbench.models.layers import conv_bn_act, dirac_, init_weights, look_up, pooling, scaled
+from cifarbench.models.layers import IMAGE_SIZE, conv_bn_act, dirac_, init_weights, look_up, pooling, scaled
 from cifarbench.models.layers import head as build_head
 from cifarbench.models.registry import register
 from cifarbench.models.whitening import stem
@@ -70,7 +71,7 @@ class VGG(nn.Module):
             outputs = scaled(base, width)
             self.features.append(stage(inputs, outputs, convolutions, activation, pooling))
             inputs = outputs
-        self.head = build_head(head, inputs, 32 >> stages, hidden=hidden, act=activation, dropout=dropout)
+        self.head = build_head(head, inputs, IMAGE_SIZE >> stages, hidden=hidden, act=activation, dropout=dropout)
         init_weights(self)
         if dirac:
             dirac_(self)

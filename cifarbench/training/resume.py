@@ -37,9 +37,7 @@ def resume(training: Training, run: runs.RunDirectory) -> str | None:
     _check_same_world(state, training.setting.world, path)
     restore(training, state, path)
     if training.progress.best_epoch and first:
-        _settle_best(run.checkpoints, path, training.progress)
-    if path.name == "best.pt" and first:
-        checkpoint.copy(path, run.checkpoints / "last.pt")  # where no step is left, nothing else would mend it
+        _settle(run.checkpoints, path, training.progress)
     for name, value in training.setting.passport["environment"].items():
         before = state["passport"].get("environment", {}).get(name)
         if before != value:
@@ -83,12 +81,16 @@ def _other_images(state: dict[str, Any], passport: dict[str, Any], path: Path) -
     return lines
 
 
-def _settle_best(folder: Path, path: Path, progress: Progress) -> None:
-    """See to it that best.pt holds the epoch that `path` calls the best, and refuse to go on without it: better now
-    than after hours of training. A kill may have come after last.pt was written and before its copy, best.pt.
+def _settle(folder: Path, path: Path, progress: Progress) -> None:
+    """See to it that last.pt holds what is gone on from and best.pt the epoch that `path` calls the best, and refuse to
+    go on without the latter: better now than after hours of training. A kill may have come after last.pt was written
+    and before its copy, best.pt; and where no step is left to train, nothing else would mend a damaged last.pt.
     """
     best = folder / "best.pt"
-    if path != best and progress.batch == 0 and progress.best_epoch == progress.epoch:
+    if path == best:
+        checkpoint.copy(best, folder / "last.pt")
+        return
+    if progress.batch == 0 and progress.best_epoch == progress.epoch:
         checkpoint.copy(path, best)
         return
     try:
