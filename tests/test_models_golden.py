@@ -26,10 +26,12 @@ TUTORIAL = {
     "dropout": 0.1,
     "init": "torch",
 }
-AS_PUBLISHED = {"whitening": False, "pooling": "stride", "activation": "relu", "dirac": False}
+AS_PUBLISHED = {
+    "preactivation": False, "whitening": False, "pooling": "stride", "activation": "relu", "dirac": False
+}  # fmt: skip
 RESNET20 = {"blocks": (3, 3, 3), "widths": (16, 32, 64), "shortcut": "pad", **AS_PUBLISHED}
 RESNET56 = {**RESNET20, "blocks": (9, 9, 9)}
-WRN2810 = {"blocks": (4, 4, 4), "widths": (160, 320, 640), "stem_width": 16, "preactivation": True, **AS_PUBLISHED}
+WRN2810 = {**AS_PUBLISHED, "blocks": (4, 4, 4), "widths": (160, 320, 640), "stem_width": 16, "preactivation": True}
 RESNET18 = {"blocks": (2, 2, 2, 2), "widths": (64, 128, 256, 512), **AS_PUBLISHED}
 RESNET50 = {"block": "bottleneck", "blocks": (3, 4, 6, 3), "widths": (64, 128, 256, 512), **AS_PUBLISHED}
 
@@ -167,11 +169,12 @@ def test_default_sizes_by_hand():
     convolutions = [(24, 64), (64, 128), (128, 256), (256, 256), (256, 512), (512, 512)]
     whitening = 24  # its bias; its filters are not trained
     assert count(meta("vgg")) == whitening + sum(conv_bn(a, b) for a, b in convolutions) + 5130 == 4_519_842
-    stages = [(32, 128), (128, 256), (256, 512)]
-    residual = sum(conv_bn(a, b) + conv_bn(b, b) + conv_bn(a, b, 1) for a, b in stages)
-    assert count(meta("resnet")) == whitening + conv_bn(24, 32) + 2 * conv_bn(32, 32) + residual + 5130 == 4_812_002
-    published = meta("resnet", **AS_PUBLISHED)
-    assert count(published) == conv_bn(3, 32) + 2 * conv_bn(32, 32) + residual + 5130 == 4_805_930
+    # A block's norms stand before its convolutions, and its shortcut has none.
+    residual = sum(2 * a + conv_bn(a, b) + 9 * b * b + a * b for a, b in [(64, 128), (128, 256), (256, 512)])
+    ends = 2 * 512 + 5130
+    assert count(meta("resnet")) == whitening + 9 * 24 * 64 + residual + ends == 4_839_586
+    published = {**AS_PUBLISHED, "preactivation": True}
+    assert count(meta("resnet", **published)) == 9 * 3 * 64 + residual + ends == 4_827_466
 
 
 def test_default_efficientnet_by_hand():
@@ -191,7 +194,7 @@ def test_yaml_states_its_parameters(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 145.7), ("resnet", 190.3), ("efficientnet_lite", 72.9)]
+    ("name", "millions"), [("simple_cnn", 38.6), ("vgg", 145.7), ("resnet", 189.7), ("efficientnet_lite", 72.9)]
 )
 def test_multiply_adds_from_the_shapes_of_the_layers(name, millions):
     model = meta(name).eval()

@@ -110,7 +110,7 @@ class ResNetConfig:
         "Residual block: `basic` (3x3, 3x3) or `bottleneck` (1x1, 3x3, 1x1, four times as wide at its end).",
         choices=("basic", "bottleneck"),
     )
-    blocks: tuple[int, ...] = key("Residual blocks of each stage; stages after the first halve the map.", ge=1)
+    blocks: tuple[int, ...] = key("Residual blocks of each stage; stages after the first halve the map.", ge=0)
     widths: tuple[int, ...] = key("Channels of each stage's 3x3 convolutions.", unit="channels", ge=1)
     stem_width: int = key("Output channels of the first convolution; 0 takes the first of `widths`.", ge=0)
     preactivation: bool = key("Batch norm and activation before each convolution instead of after it.")
@@ -131,9 +131,14 @@ class ResNetConfig:
     dirac: bool = key(DIRAC)
 
     def __post_init__(self) -> None:
-        """Check that the lists are one stage each, that the map stays above 0 px, and that `pad` only adds channels."""
+        """Check that the lists are one stage each, that every halving has its block, and that `pad` only adds."""
         same_length("blocks", self.blocks, "widths", self.widths, "stage")
         halvings_fit("blocks", self.blocks, "stage", IMAGE_SIZE.bit_length())
+        if 0 in self.blocks[1:] or self.blocks == (0,):
+            raise ConfigError(
+                f"`model.blocks` is {list(self.blocks)}; only the first of several stages can do without blocks. "
+                "Give each other stage one or more."
+            )
         if self.shortcut == "pad":
             self._check_pad()
         if self.shortcut == "none" and self.zero_init_residual:

@@ -128,7 +128,8 @@ class ResNet(nn.Module):
 
     Args:
         block: `basic` or `bottleneck` (1x1, 3x3, 1x1, with four times its width as output).
-        blocks: residual blocks, one number per stage; every stage but the first halves height and width.
+        blocks: residual blocks, one number per stage; every stage but the first halves height and width, and only
+            the first may have none.
         widths: channels of the 3x3 convolutions, one number per stage.
         stem_width: output channels of the stem; 0 takes the first stage's width.
         preactivation: BN and activation before each convolution instead of after it.
