@@ -126,7 +126,8 @@ class Muon(torch.optim.Optimizer):
         for index, parameter in enumerate(parameters):
             shapes.setdefault((len(parameter), parameter.numel() // len(parameter)), []).append(index)
         for (rows, columns), indices in shapes.items():
-            stacked = torch.stack([_matrix(updates[index], parameters[index]) for index in indices])
+            matrices = [_matrix(updates[index], parameters[index]) for index in indices]
+            stacked = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]  # a view: nothing is copied
             turned = orthogonalise(stacked, group["steps"], self.dtype)
             scale = -group["lr"] * max(1.0, rows / columns) ** 0.5
             for index, matrix in zip(indices, turned, strict=True):
