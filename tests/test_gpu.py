@@ -116,10 +116,11 @@ def test_the_gpu_scores_a_run_of_the_cpu_as_the_cpu_does(cli, tmp_path):
     assert json.loads(written.read_text())["accuracy"] == pytest.approx(best, abs=2 / 96)
 
 
-@pytest.mark.parametrize("compiled", ["false", "true"])
-def test_the_fast_recipe_runs_end_to_end(cli, tmp_path, compiled):
-    words = [*FAST, *GPU, "trainer.untimed_steps=3", f"trainer.compile={compiled}", "trainer.checkpoint_epochs=0"]
-    ended = cli("train", *words, "trainer.progress=plain", "hydra.run.dir=run")
+@pytest.mark.parametrize("mode", [None, "default", "reduce-overhead", "max-autotune"])
+def test_the_fast_recipe_runs_end_to_end(cli, tmp_path, mode):
+    words = [*FAST, *GPU, "trainer.untimed_steps=3", "trainer.checkpoint_epochs=0"]
+    compiled = [f"trainer.compile={mode is not None}", f"trainer.compile_mode={mode or 'default'}"]
+    ended = cli("train", *words, *compiled, "trainer.progress=plain", "hydra.run.dir=run")
     assert ended.code == 0, ended.err
     timing = manifest_of(tmp_path / "run")["timing"]
     assert timing["untimed"] > 0

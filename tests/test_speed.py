@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
 import torch
 from conftest import TINY, manifest_of, mark_interrupted, tiny_config
+from processes import shell
 from test_resume import FAST, RICH, assert_same_end
 from test_training import fit
 
@@ -199,3 +201,26 @@ def test_a_resumed_run_keeps_what_was_not_timed_apart(cli, tmp_path):
 def test_untimed_steps_and_a_time_limit_exclude_each_other(cli):
     ended = cli("train", *SMALL, "trainer.untimed_steps=1", "trainer.max_time=60s")
     assert (ended.code, "`trainer.untimed_steps`" in ended.err) == (2, True)
+
+
+# --- the compiler ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_computes_what_an_eager_one_does(tmp_path):
+    words = [*SMALL, "trainer.epochs=1", "trainer.precision=fp32", "trainer.kernels=torch", "trainer.test=false"]
+    compiled = ["trainer.compile=true", "trainer.compile_mode=max-autotune"]
+    rows = []
+    for name, more in (("eager", []), ("compiled", compiled)):
+        ended = shell("train", *words, *more, f"hydra.run.dir={name}", cwd=tmp_path)
+        assert ended.code == 0, ended.err
+        rows.append(json.loads((tmp_path / name / "metrics.jsonl").read_text()))
+    for key in ("train_loss", "val_loss"):
+        assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-3), key
+
+
+def test_a_mode_of_the_compiler_needs_the_compiler(cli):
+    ended = cli("train", *SMALL, "trainer.compile_mode=max-autotune")
+    assert ended.code == 2
+    for word in ("`trainer.compile_mode` is max-autotune", "`trainer.compile` is false", "trainer.compile=true"):
+        assert word in ended.err

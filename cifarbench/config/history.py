@@ -15,6 +15,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "augment": {"flip_alternates": False},
     "trainer": {
         "checkpoint_epochs": 1,
+        "compile_mode": "default",
         "drop_last": False,
         "ema_start": "0%",
         "fork": None,

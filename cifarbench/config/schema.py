@@ -17,6 +17,7 @@ TTA = "Views averaged in the test: the image; it and its mirror; both, also shif
 THREADS = "CPU threads; null: all cores."
 THREADS_OF_RUN = "CPU threads; null: as the run used on a CPU, else all cores."
 KERNELS = ("auto", "torch")
+COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -76,6 +77,10 @@ class TrainerConfig:
     threads: int | None = key(THREADS, ge=1, le=1024, neutral=True)
     channels_last: bool = key("Whether tensors lie in memory channel by channel last (NHWC).")
     compile: bool = key("Whether torch.compile builds the model.")
+    compile_mode: str = key(
+        "How: on a GPU reduce-overhead replays a step's kernels as CUDA graphs, max-autotune times kernels as well.",
+        choices=COMPILE_MODES,
+    )
     kernels: str = key(
         "auto: on a CPU with a C compiler, our own operations where they are faster; torch: never.", choices=KERNELS,
         neutral=True,
@@ -105,6 +110,11 @@ class TrainerConfig:
                     f"`trainer.untimed_steps` is {self.untimed_steps} and `trainer.max_time` is {self.max_time!r}, "
                     "which counts every second; set one of them alone."
                 )
+        if self.compile_mode != "default" and not self.compile:
+            raise ConfigError(
+                f"`trainer.compile_mode` is {self.compile_mode} and `trainer.compile` is false; "
+                "a mode needs trainer.compile=true."
+            )
         for name in ("ema_start", "stem_bias_until"):
             check_span(getattr(self, name), f"trainer.{name}")
         for index, span in enumerate(self.size_until):

@@ -48,13 +48,13 @@ class Training:
     def __init__(self, config: TrainConfig, model: nn.Module, setting: Setting, observer: Observer) -> None:
         self.config, self.setting, self.observer = config, setting, observer
         self.trainer = trainer = config.trainer
-        layout = torch.channels_last if self.trainer.channels_last else torch.contiguous_format
+        layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
         self.model = model.to(setting.compute.device).to(memory_format=layout)
-        if self.trainer.sync_norm and setting.world.size > 1:
+        if trainer.sync_norm and setting.world.size > 1:
             synchronise_norms(self.model)
         if setting.compute.own_kernels:
             use_kernels(self.model, setting.compute.precision)
-        self.forward = torch.compile(self.model, dynamic=False) if self.trainer.compile else self.model
+        self.forward = torch.compile(model, dynamic=False, mode=trainer.compile_mode) if trainer.compile else model
         self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device, setting.compute.precision)
         self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")
         self.ema = Average(self.model, self.trainer.ema) if self.trainer.ema else None
