@@ -110,7 +110,7 @@ class ResNetConfig:
         "Residual block: `basic` (3x3, 3x3) or `bottleneck` (1x1, 3x3, 1x1, four times as wide at its end).",
         choices=("basic", "bottleneck"),
     )
-    blocks: tuple[int, ...] = key("Residual blocks of each stage; stages after the first halve the map.", ge=0)
+    blocks: tuple[int, ...] = key("Residual blocks of each stage, 0 in the first alone; the others halve maps.", ge=0)
     widths: tuple[int, ...] = key("Channels of each stage's 3x3 convolutions.", unit="channels", ge=1)
     stem_width: int = key("Output channels of the first convolution; 0 takes the first of `widths`.", ge=0)
     preactivation: bool = key("Batch norm and activation before each convolution instead of after it.")
@@ -131,7 +131,7 @@ class ResNetConfig:
     dirac: bool = key(DIRAC)
 
     def __post_init__(self) -> None:
-        """Check that the lists are one stage each, that every halving has its block, and that `pad` only adds."""
+        """Check that both lists fit each other and the map, each halving has its block, and `pad` adds channels."""
         same_length("blocks", self.blocks, "widths", self.widths, "stage")
         halvings_fit("blocks", self.blocks, "stage", IMAGE_SIZE.bit_length())
         if 0 in self.blocks[1:] or self.blocks == (0,):
