@@ -1,6 +1,6 @@
 """Run the rows of the published table that a profile holds, and write RESULTS.md from their records.
 
-    python scripts/reproduce.py --profile quick|cpu|gpu [--only ROW …] [--minutes M] [--fresh] [--list]
+    python scripts/reproduce.py --profile quick|cpu|gpu [--only ROW …] [--minutes M] [--fresh] [--one-process] [--list]
 
 Every run is the command that a user would type, in outputs/reproduce/<profile>/<row>/seed<k>. The same command again
 goes on: finished runs are kept where their config and data are those of now, an interrupted one is resumed, a failed
@@ -47,6 +47,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--missing", action="store_true", help="leave out runs that have a record, of any machine")
     parser.add_argument("--fresh", action="store_true", help="other seeds, compared with the published records")
     parser.add_argument("--no-times", action="store_true", help="the machine is shared: record no times")
+    parser.add_argument(
+        "--one-process", action="store_true", help="train all runs in one process, which compiles once; no cold times"
+    )
     parser.add_argument("--list", action="store_true", help="show the runs and their commands, and run nothing")
     parser.add_argument("--rows", type=Path, default=LIST, metavar="FILE", help="another list of rows")
     return parser.parse_args()
@@ -114,7 +117,7 @@ def _work(
             entry.status = "left" if late else entry.status
             continue
         overview.began(entry, number)
-        code = run(entry, given.no_times, request, overview)
+        code = run(entry, given.no_times, request, overview, given.one_process)
         said = conclude(entry, code, bool(request.number), records)
         overview.said(said, "" if entry.status == "done" else "yellow")
         overview.refresh()

@@ -265,6 +265,19 @@ def test_the_list_shows_every_run_and_runs_none(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_runs_in_one_process_are_those_of_their_own_without_cold_times(home, capsys):
+    before = read_records(home / "outputs/reproduce/results", "synthetic")
+    shutil.rmtree(home / "outputs/reproduce/quick/small")
+    ended = called(
+        reproduce, capsys, "--rows", written(home, quick={**QUICK, "seeds": 2}), "--only", "small", "--one-process"
+    )
+    assert ended.code == 0, ended.err
+    after = [run for run in read_records(home / "outputs/reproduce/results", "synthetic") if run.row == "small"]
+    assert [run.seed for run in after] == [0, 1]
+    assert after[0].values["weights"] == next(run for run in before if run.row == "small").values["weights"]
+    assert all(run.seconds("cold") is None and run.seconds("train") > 0 for run in after)
+
+
 def test_missing_leaves_out_what_has_a_record(home, capsys):
     ended = called(reproduce, capsys, "--rows", "rows.yaml", "--missing", "--list")
     assert [line.split()[0] for line in ended.out.splitlines()[:-1]] == ["bad"]

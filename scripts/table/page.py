@@ -23,7 +23,8 @@ that differ in their seed alone, on one machine with one set of versions; ± is 
 that of the mean at 95 % (Student's t). Test images were scored once a run, after training, unless a section says
 otherwise. FLOPs are of one forward pass of an image, a multiply-add counting as two. Times are wall clock: `train`
 is the first weights and all epochs, without the steps of `trainer.untimed_steps`, `cold` from the composed command,
-which is a second or two after it was typed, to the test's end.
+which is a second or two after it was typed, to the test's end; runs that followed each other in one process, which had
+compiled already, have no `cold`.
 """
 _NONE = "No run has been recorded yet.\n"
 _HEADINGS = (

@@ -26,12 +26,16 @@ _TEST = ("accuracy", "accuracy_official", "accuracy_without_duplicates", "loss",
 _CIFAR10 = "88cb2239d6faefc5313a1d8af7f0e1a122be82a5a0930f0bea3314cf9c3f44ca"  # of the published 60,000 images
 
 
-def write_note(directory: Path, shared: bool) -> None:
-    """Note beside a run that begins or goes on which version of the project ran it and whether its time counts."""
+def write_note(directory: Path, shared: bool, one_process: bool = False) -> None:
+    """Note beside a run that begins or goes on which version of the project ran it and which of its times count."""
     before = runs.read_json(directory / NOTE)
     commits = [*before.get("commits", []), commit()]
     directory.mkdir(parents=True, exist_ok=True)
-    kept = {"commits": list(dict.fromkeys(commits)), "shared": shared or bool(before.get("shared"))}
+    kept = {
+        "commits": list(dict.fromkeys(commits)),
+        "shared": shared or bool(before.get("shared")),
+        "one_process": one_process or bool(before.get("one_process")),
+    }
     runs.write_json(directory / NOTE, kept)
 
 
@@ -51,6 +55,7 @@ def record_of(job: Job, directory: Path) -> dict[str, Any]:
     note, best, timing = runs.read_json(directory / NOTE), manifest.get("best") or {}, manifest["timing"]
     report = runs.read_json(directory / "test.json")
     shared, peek = bool(note.get("shared")), runs.read_json(directory / "peek.json")
+    warm = {"cold": None} if note.get("one_process") else {}  # what an earlier run compiled was there already
     return {
         "schema": SCHEMA,
         "row": job.row.name,
@@ -68,7 +73,7 @@ def record_of(job: Job, directory: Path) -> dict[str, Any]:
         "val_accuracy": best.get("val_accuracy"),
         "test": {"n": manifest["split"]["test"], **{name: manifest["test"].get(name) for name in _TEST}},
         "tta": report.get("tta"),
-        "timing": None if shared else {name: timing.get(name) for name in _CLOCKS},
+        "timing": None if shared else {name: timing.get(name) for name in _CLOCKS} | warm,
         "not_timed": SHARED if shared else None,
         "sessions": len(manifest.get("sessions", [])) or 1,
         "environment": manifest["environment"],

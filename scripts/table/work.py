@@ -1,14 +1,16 @@
-"""Run the jobs, one after the other, each as the command that a user types, in a process of its own."""
+"""Run the jobs, one after the other, each as the command that a user types, in a process of its own or all in one."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from cifarbench import runs
+from cifarbench.cli import main
 from cifarbench.config.durations import seconds
 from cifarbench.errors import IntegrityError
 from cifarbench.training.signals import StopRequest, run_child
@@ -52,17 +54,29 @@ def finish(entry: Entry, records: Path) -> None:
     entry.share = 1.0
 
 
-def run(entry: Entry, shared: bool, request: StopRequest, overview: Overview) -> int:
-    """Run a job to its end, hand a signal on to it, and return its exit code."""
+def run(entry: Entry, shared: bool, request: StopRequest, overview: Overview, one_process: bool = False) -> int:
+    """Run a job to its end, hand a signal on to it, and return its exit code; all in `one_process` or not."""
     job, started = entry.job, time.monotonic()
-    write_note(job.directory, shared)
+    write_note(job.directory, shared, one_process)
     look(entry, job.directory)
     entry.base = entry.share
     log = job.directory.with_suffix(".log")
     entry.status = "running"
     with log.open("a", encoding="utf-8") as file:
-        code = run_child(_command(job), file, request, _watching(entry, overview, started))
+        if one_process and job.row.verb == "train":
+            code = _run_here(job, file, request)
+        else:
+            code = run_child(_command(job), file, request, _watching(entry, overview, started))
     entry.elapsed = 0.0
+    return code
+
+
+def _run_here(job: Job, file: IO[str], request: StopRequest) -> int:
+    """Run a job in this process; a signal stops it as it would a process of its own, and is noted in `request`."""
+    words = [job.row.verb, *job.words, f"hydra.run.dir={job.directory}"]
+    with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = main(words)
+    request.number = request.number or max(code - 128, 0)
     return code
 
 
