@@ -14,7 +14,7 @@ import torch
 
 from cifarbench import __version__
 from cifarbench.errors import ResourceError
-from cifarbench.kernels.library import load
+from cifarbench.kernels import modules
 
 _ALL_THREADS = torch.get_num_threads()  # what torch takes by itself: the cores, or what OMP_NUM_THREADS says
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -40,7 +40,8 @@ def choose_compute(
 ) -> Compute:
     """Resolve "auto", set the CPU thread count, and keep a CPU's freed memory for the next tensor.
 
-    `own_kernels` asks for our own operations, which are taken where they can be had: on a CPU, with a C compiler.
+    `own_kernels` asks for our own operations, which are taken where they can be had: on a CPU with a C compiler, on an
+    NVIDIA GPU with Triton.
 
     Raises:
         ResourceError: the device asked for is not there; nothing else is taken in its place.
@@ -49,8 +50,10 @@ def choose_compute(
     chosen = _device(device, local_rank)
     if chosen.type == "cpu":
         keep_freed_memory()
+    elif chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # which Triton's kernels are launched on
     found = _precision(precision, chosen)
-    return Compute(chosen, found, own_kernels and chosen.type == "cpu" and load(found == "bf16") is not None)
+    return Compute(chosen, found, own_kernels and modules.are_there(chosen, found))
 
 
 def use_threads(count: int | None) -> int:
@@ -128,6 +131,11 @@ def draw_from(seed: int, device: torch.device) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """The widest float that the device adds up in."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def synchronise(device: torch.device) -> None:

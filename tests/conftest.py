@@ -15,6 +15,9 @@ import pytest
 import torch
 from processes import Result
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # which Triton looks at when it is imported: kernels for GPUs run on the CPU
+
 from cifarbench.cli import main
 from cifarbench.commands.hydra_app import compose
 from cifarbench.config.load import load

@@ -28,6 +28,7 @@ needs_compiler = pytest.mark.skipif(load(False) is None, reason="needs Linux and
 needs_amx = pytest.mark.skipif(
     load(True) is None or not load(True).has_tiles(), reason="needs a CPU with AMX, and a C compiler"
 )
+CPU = torch.device("cpu")
 ACTS = {"identity": lambda z: z, "relu": F.relu, "gelu": F.gelu, "silu": F.silu}
 SHAPES = [(4, 16, 6, 6), (3, 5, 7, 4), (1, 33, 2, 9), (40, 64, 1, 1), (2, 3, 31, 31)]
 RUN = [
@@ -269,7 +270,7 @@ def efficientnet() -> EfficientNetLite:
 )
 def test_a_model_with_kernels_has_the_same_state_loss_gradients_and_statistics(build):
     plain, own = build(), build()
-    assert use_kernels(own, "fp32")
+    assert use_kernels(own, CPU, "fp32")
     images, targets = drawn(6, 3, 32, 32), torch.arange(6)
     losses = []
     for model in (plain, own):
@@ -290,7 +291,7 @@ def test_a_model_with_kernels_has_the_same_state_loss_gradients_and_statistics(b
 @needs_amx
 def test_a_model_in_bf16_learns_from_the_gradients_that_fp32_has():
     reference, torchs, own = speednet(), speednet(), speednet()
-    assert use_kernels(own, "bf16")
+    assert use_kernels(own, CPU, "bf16")
     images, targets = drawn(64, 3, 32, 32), torch.arange(64) % 10
     F.cross_entropy(reference(images), targets).backward()
     for model in (torchs, own):
@@ -317,7 +318,7 @@ def test_evaluation_is_torchs_and_so_is_that_of_a_copy_and_one_with_gradients(bu
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
             norm.running_mean.normal_(generator=generator)
             norm.running_var.uniform_(0.5, 2, generator=generator)
-    assert use_kernels(own, "fp32")
+    assert use_kernels(own, CPU, "fp32")
     images = drawn(2, 3, 32, 32)
     expected = plain.eval()(images).detach()
     assert torch.equal(own.eval()(images), expected)  # with gradients: by torch's operations
@@ -329,9 +330,9 @@ def test_evaluation_is_torchs_and_so_is_that_of_a_copy_and_one_with_gradients(bu
 @needs_compiler
 def test_who_watches_a_module_sees_it_at_work():
     own = speednet()
-    assert use_kernels(own, "fp32")
+    assert use_kernels(own, CPU, "fp32")
     with_shortcuts = resnet()
-    assert use_kernels(with_shortcuts, "fp32")
+    assert use_kernels(with_shortcuts, CPU, "fp32")
     seen = []
     block, other = with_shortcuts.stages[0][0], with_shortcuts.stages[1][1]
     # An activation, a norm before one, a norm before a shortcut, and an activation after one.
@@ -347,12 +348,12 @@ def test_who_watches_a_module_sees_it_at_work():
 def test_a_shortcut_of_another_dtype_or_layout_is_added_as_torch_does():
     own = Branch(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
     plain = copy.deepcopy(own)
-    assert use_kernels(own, "fp32")
+    assert use_kernels(own, CPU, "fp32")
     x = drawn(2, 8, 5, 5)
     for shortcut in (x.contiguous(), x.double(), x[:, :1], 0.0):
         torch.testing.assert_close(own(x, shortcut), plain(x, shortcut), rtol=1e-5, atol=1e-5)
     empty = Branch()
-    assert use_kernels(empty, "fp32")
+    assert use_kernels(empty, CPU, "fp32")
     assert torch.equal(empty(x, x, nn.ReLU()), (2 * x).relu())
 
 
@@ -360,7 +361,7 @@ def test_a_shortcut_of_another_dtype_or_layout_is_added_as_torch_does():
 @pytest.mark.parametrize("build", [speednet, resnet, efficientnet], ids=["speednet", "resnet", "efficientnet"])
 def test_the_table_of_layers_is_the_same(build):
     plain, own = build(), build()
-    assert use_kernels(own, "fp32")
+    assert use_kernels(own, CPU, "fp32")
     plain_rows, rows = layer_table(plain), layer_table(own)
     assert [(row.layer, row.shape, row.flops, row.field) for row in rows] == [
         (row.layer, row.shape, row.flops, row.field) for row in plain_rows
@@ -398,7 +399,7 @@ def test_a_run_with_kernels_says_so_and_trains_as_one_without(cli, tmp_path):
 )
 def test_layers_with_other_options_do_what_torch_does(layer, shape):
     own, plain = copy.deepcopy(layer), copy.deepcopy(layer)
-    assert use_kernels(own, "fp32")
+    assert use_kernels(own, CPU, "fp32")
     x = drawn(*shape)
     x = x.double() if next(iter(layer.state_dict().values()), x).dtype == torch.float64 else x
     for _ in range(2):  # in training, then in evaluation
@@ -415,7 +416,7 @@ def test_layers_with_other_options_do_what_torch_does(layer, shape):
 )
 def test_what_torch_refuses_is_refused(layer, shape):
     own = copy.deepcopy(layer)
-    assert use_kernels(own, "fp32")
+    assert use_kernels(own, CPU, "fp32")
     with pytest.raises((RuntimeError, ValueError)) as expected:
         layer(drawn(*shape))
     with pytest.raises(expected.type):
@@ -425,7 +426,7 @@ def test_what_torch_refuses_is_refused(layer, shape):
 @needs_compiler
 def test_indices_of_a_pooling_are_given():
     layer = nn.MaxPool2d(2, return_indices=True)
-    assert use_kernels(layer, "fp32")
+    assert use_kernels(layer, CPU, "fp32")
     assert len(layer(drawn(3, 8, 4, 4))) == 2
 
 

@@ -1,4 +1,4 @@
-"""Modules that take our own operations in training steps and in evaluation on a CPU, and torch's otherwise.
+"""Modules that take our own operations in training steps and in evaluation on a CPU or GPU, and torch's otherwise.
 
 `use_kernels` turns the modules of a finished model into these by their class alone: names, parameters, buffers and
 state dicts stay as they were.
@@ -11,23 +11,33 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
+from cifarbench.kernels import gpu
 from cifarbench.kernels.convolution import Convolution
 from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
 from cifarbench.models import layers
+from cifarbench.models.whitening import Whitening
 
 
-def use_kernels(model: nn.Module, precision: str) -> bool:
-    """Let `model` work with our own operations on the CPU from now on, where they can be had; returns whether it does.
+def are_there(device: torch.device, precision: str) -> bool:
+    """Whether there are operations of our own for passes in `precision` on `device`."""
+    if precision == "fp16":
+        return False
+    return load(precision == "bf16") is not None if device.type == "cpu" else gpu.are_there(device)
+
+
+def use_kernels(model: nn.Module, device: torch.device, precision: str) -> bool:
+    """Let `model` work with our own operations from now on, where they can be had; returns whether it does.
 
     Args:
         model: in channels_last memory; it is changed in place, by the classes of its modules.
+        device: of the model.
         precision: of its passes, "bf16" or "fp32".
     """
-    library = load(precision == "bf16")
-    if library is None:
+    if not are_there(device, precision):
         return False
-    has_tiles = bool(library.has_tiles())
+    library = load(precision == "bf16") if device.type == "cpu" else None
+    has_tiles = library is not None and bool(library.has_tiles())
     for module in model.modules():
         found = _OWN.get(type(module))
         if found is not None and _is_of_the_kind(module, has_tiles):
@@ -54,15 +64,15 @@ def _is_watched(module: nn.Module) -> bool:
     )
 
 
-def _takes(module: nn.Module, x: Tensor) -> bool:
-    """Whether these are maps for the kernels, in a training step or in evaluation without gradients.
+def _takes(module: nn.Module, x: Tensor, *devices: str) -> bool:
+    """Whether these are maps for the kernels of `devices`, in a training step or in evaluation without gradients.
 
     A module that is watched works by torch's operations, which tables of layers follow.
     """
     return (
         module.training == torch.is_grad_enabled()
         and not _is_watched(module)
-        and x.device.type == "cpu"
+        and x.device.type in devices
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.ndim == 4
         and x.numel() > 0
@@ -80,7 +90,7 @@ class Norm(nn.BatchNorm2d):
     def takes(self, x: Tensor) -> bool:
         """Whether `normalised` can be asked for; what torch refuses, or has in other numbers, is left to it."""
         return (
-            _takes(self, x)
+            _takes(self, x, "cpu", "cuda")
             and x.shape[1] == self.num_features
             and self.weight.dtype == self.bias.dtype == torch.float32
             and self.running_mean is not None
@@ -97,7 +107,11 @@ class Norm(nn.BatchNorm2d):
         assert momentum is not None
         if not self.training:
             scale = self.weight * torch.rsqrt(variance + self.eps)
-            return affine_activation(x, scale, self.bias - mean * scale, act, added)
+            affine = gpu.affine_activation if x.is_cuda else affine_activation
+            return affine(x, scale, self.bias - mean * scale, act, added)
+        if x.is_cuda:
+            running = mean, variance, steps
+            return gpu.NormActivation.apply(x, self.weight, self.bias, added, running, self.eps, momentum, act)
         y, batch_mean, batch_variance = NormActivation.apply(x, self.weight, self.bias, self.eps, act, added)
         count = x.numel() // x.shape[1]
         with torch.no_grad():
@@ -162,7 +176,7 @@ class Gelu(nn.GELU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each number through the activation."""
-        return Activation.apply(x, "gelu") if _takes(self, x) else super().forward(x)
+        return Activation.apply(x, "gelu") if _takes(self, x, "cpu") else super().forward(x)
 
 
 class Silu(nn.SiLU):
@@ -170,7 +184,7 @@ class Silu(nn.SiLU):
 
     def forward(self, x: Tensor) -> Tensor:
         """Each number through the activation."""
-        return Activation.apply(x, "silu") if _takes(self, x) else super().forward(x)
+        return Activation.apply(x, "silu") if _takes(self, x, "cpu") else super().forward(x)
 
 
 class Pool(nn.MaxPool2d):
@@ -178,20 +192,35 @@ class Pool(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to half of both sides."""
-        if _takes(self, x) and min(x.shape[2:]) > 1:
-            return MaxPool.apply(x, self.ceil_mode)
+        if _takes(self, x, "cpu", "cuda") and min(x.shape[2:]) > 1:
+            return (gpu.MaxPool if x.is_cuda else MaxPool).apply(x, self.ceil_mode)
         return super().forward(x)
 
 
 class Conv(nn.Conv2d):
-    """3x3 convolution with a weight gradient of our own, and small maps side by side."""
+    """3x3 convolution with a weight gradient of our own, and small maps side by side; on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H, W)."""
-        if _takes(self, x) and x.dtype == torch.bfloat16:
+        if _takes(self, x, "cpu") and x.dtype == torch.bfloat16:
             with torch.autocast("cpu", enabled=False):
                 return Convolution.apply(x, self.weight, self.bias)
         return super().forward(x)
+
+
+class Stem(Whitening):
+    """Whitening with its activation in one pass over the images; on a GPU."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Whitened 2x2 patches of each image, through the activation."""
+        act = _act(self.activation)
+        if act is None or self.weight.requires_grad or images.requires_grad or images.dtype != torch.float32:
+            return super().forward(images)
+        images = images.contiguous(memory_format=LAYOUT) if images.is_cuda else images
+        if not _takes(self, images, "cuda"):
+            return super().forward(images)
+        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else images.dtype
+        return gpu.Whiten.apply(images, self.weight, self.bias, act, dtype)
 
 
 def _has_own_gradient(module: nn.Module) -> bool:
@@ -213,4 +242,5 @@ _OWN: dict[type[nn.Module], type[nn.Module]] = {
     nn.SiLU: Silu,
     nn.MaxPool2d: Pool,
     nn.Conv2d: Conv,
+    Whitening: Stem,
 }

@@ -70,7 +70,7 @@ class Trained:
         layout = torch.channels_last if self.config.trainer.channels_last else torch.contiguous_format
         model = self.model.to(compute.device).to(memory_format=layout)
         if compute.own_kernels:
-            use_kernels(model, compute.precision)
+            use_kernels(model, compute.device, compute.precision)
         return model
 
 

@@ -1,0 +1,121 @@
+"""The kernels of the other `gpu_….py` as functions that autograd knows, and whether they can be had.
+
+Maps are (N, C, H, W) in channels_last memory, bfloat16 or float32; statistics and parameters of norms are (C,) float32.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LAYOUT = torch.channels_last
+_OLDEST = (8, 0)  # compute capability with bfloat16 products
+
+
+@functools.cache
+def are_there(device: torch.device) -> bool:
+    """Whether the kernels run on `device`: an NVIDIA GPU since Ampere, and Triton is installed."""
+    return (
+        device.type == "cuda"
+        and torch.version.hip is None
+        and torch.cuda.get_device_capability(device) >= _OLDEST
+        and importlib.util.find_spec("triton") is not None
+    )
+
+
+class NormActivation(torch.autograd.Function):
+    """act(batch norm(x) + added) with the statistics of x, by which the running ones are moved in the same pass.
+
+    Ioffe and Szegedy, "Batch Normalization" (2015). The output is rounded once, after the activation. `added` is the
+    shortcut of a residual block, or None; `running` are the mean (C,), the variance (C,) and the number of steps.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, added: Tensor | None,
+        running: tuple[Tensor, Tensor, Tensor], eps: float, momentum: float, act: str,
+    ) -> Tensor:  # fmt: skip
+        """Maps (N, C, H, W): the activated ones."""
+        from cifarbench.kernels.gpu_norm import norm_forward
+
+        y, stats = norm_forward(x, weight, bias, running, eps, momentum, act, added)
+        ctx.save_for_backward(x, added, stats)
+        ctx.act = act
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of x, weight, bias and what was added."""
+        from cifarbench.kernels.gpu_norm import norm_backward
+
+        x, added, stats = ctx.saved_tensors
+        dx, dadded, dweight, dbias = norm_backward(grad.contiguous(memory_format=LAYOUT), x, added, stats, ctx.act)
+        return dx, dweight, dbias, dadded, None, None, None, None
+
+
+def affine_activation(x: Tensor, scale: Tensor, shift: Tensor, act: str, added: Tensor | None = None) -> Tensor:
+    """act(x * scale + shift + added) of maps (N, C, H, W), by (C,) float32; no gradient."""
+    from cifarbench.kernels import gpu_norm
+
+    return gpu_norm.affine_activation(x, scale, shift, act, added)
+
+
+class MaxPool(torch.autograd.Function):
+    """2x2 maximum: (N, C, H, W) to half of both sides, odd ones rounded up with `keep_edge` and else down.
+
+    Of equal numbers the first takes the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep_edge: bool = False) -> Tensor:
+        """The largest number of each window."""
+        from cifarbench.kernels.gpu_pool import pool_forward
+
+        y, which = pool_forward(x, keep_edge)
+        ctx.save_for_backward(which)
+        ctx.size = tuple(x.shape[2:])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """The gradient, at the place of each window's largest number."""
+        from cifarbench.kernels.gpu_pool import pool_backward
+
+        return pool_backward(grad.contiguous(memory_format=LAYOUT), *ctx.saved_tensors, *ctx.size), None
+
+
+class Whiten(torch.autograd.Function):
+    """act(conv2d(images, weight, bias)) by frozen weights (C, 3, 2, 2), without gradient for the images."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor, act: str, dtype: torch.dtype) -> Tensor:
+        """Images (N, 3, H, W) float32 to (N, C, H-1, W-1) of `dtype`."""
+        from cifarbench.kernels.gpu_images import whiten
+
+        ctx.save_for_backward(images, weight, bias)
+        ctx.act = act
+        return whiten(images, weight, bias, act, dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the bias."""
+        from cifarbench.kernels.gpu_images import whitening_bias_gradient
+
+        images, weight, bias = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=LAYOUT)
+        return None, None, whitening_bias_gradient(grad, images, weight, bias, ctx.act), None, None
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Images (N, 3, H, W) float32 at `size` px a side, bilinear without antialiasing; no gradient."""
+    from cifarbench.kernels import gpu_images
+
+    return gpu_images.shrink(images, size)

@@ -1,0 +1,117 @@
+"""The kernels for GPUs against torch in float64, on a GPU or by Triton's interpreter, which is slow: on tiny maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_kernels import ACTS, SHAPES, distance, drawn, in_float64
+
+from cifarbench.data import image_ops
+from cifarbench.kernels import gpu
+
+pytest.importorskip("triton")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# Of numbers to bfloat16, 1.7e-3 on average; the interpreter cuts them off, which is twice that.
+ROUNDING = 2.5e-3 if DEVICE.type == "cuda" else 4e-3
+
+
+def of_kernels(act: str, grad, x, weight, bias, *added):
+    """act(batch norm(x) + added) and the gradients of x, weight, bias and what was added; on the CPU."""
+    inputs = [tensor.detach().to(DEVICE).requires_grad_() for tensor in (x, weight, bias, *added)]
+    running = torch.zeros(x.shape[1], device=DEVICE), torch.ones(x.shape[1], device=DEVICE), counter()
+    y = gpu.NormActivation.apply(*inputs[:3], inputs[3] if added else None, running, 1e-5, 0.1, act)
+    return [value.cpu() for value in (y.detach(), *torch.autograd.grad(y, inputs, grad.to(DEVICE)))]
+
+
+def counter() -> torch.Tensor:
+    return torch.zeros((), dtype=torch.int64, device=DEVICE)
+
+
+@pytest.mark.parametrize("adds", [False, True], ids=["", "shortcut"])
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("shape", [*SHAPES[:4], (3, 130, 5, 5)], ids=str)
+def test_norm_and_activation_in_fp32_are_those_of_float64(shape, act, adds):
+    tensors = [drawn(*shape, seed=1), drawn(*shape), torch.linspace(-1, 2, shape[1]), torch.linspace(-2, 1, shape[1])]
+    tensors += [drawn(*shape, seed=2)] if adds else []
+    for found, true in zip(of_kernels(act, *tensors), in_float64(act, *tensors), strict=True):
+        assert distance(found, true) < 1e-5
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_norm_and_activation_in_bf16_are_rounded_once(act):
+    x, grad, shortcut = (drawn(8, 24, 9, 9, seed=seed, dtype=torch.bfloat16) for seed in range(3))
+    tensors = [grad, x, torch.linspace(-1, 2, 24), torch.linspace(-2, 1, 24), shortcut]
+    true, rounded = in_float64(act, *tensors), (True, True, False, False, True)
+    for found, exact, is_rounded in zip(of_kernels(act, *tensors), true, rounded, strict=True):
+        assert distance(found, exact) < (ROUNDING if is_rounded else 1e-4)
+
+
+def test_running_statistics_move_as_torchs_do():
+    x, momentum = drawn(4, 6, 5, 3), 0.3
+    theirs = torch.zeros(6), torch.ones(6)
+    ours = (*(part.clone().to(DEVICE) for part in theirs), counter())
+    for step in range(3):
+        batch = x * (step + 1)
+        F.batch_norm(batch, *theirs, training=True, momentum=momentum)
+        ones, zeros = torch.ones(6, device=DEVICE), torch.zeros(6, device=DEVICE)
+        gpu.NormActivation.apply(batch.to(DEVICE), ones, zeros, None, ours, 1e-5, momentum, "relu")
+    torch.testing.assert_close(ours[0].cpu(), theirs[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours[1].cpu(), theirs[1], rtol=1e-5, atol=1e-6)
+    assert ours[2] == 3
+
+
+def test_statistics_hold_where_the_mean_is_large_beside_the_spread():
+    x = (drawn(16, 8, 8, 8) * 1e-2 + 100).to(DEVICE)
+    running = torch.zeros(8, device=DEVICE), torch.ones(8, device=DEVICE), counter()
+    ones, zeros = torch.ones(8, device=DEVICE), torch.zeros(8, device=DEVICE)
+    y = gpu.NormActivation.apply(x, ones, zeros, None, running, 1e-12, 1.0, "identity")
+    exact = x.double()
+    torch.testing.assert_close(running[0].double(), exact.mean((0, 2, 3)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(running[1].double(), exact.var((0, 2, 3)), rtol=1e-3, atol=0)
+    assert abs(float(y.std()) - 1) < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # by the interpreter, where silu is 0
+@pytest.mark.parametrize("act", ["gelu", "silu"])
+def test_an_activation_is_that_of_float64_far_out_too(act):
+    x = torch.cat([torch.linspace(-12, 12, 999), torch.tensor([-1e4, 1e4, 0.0])]).view(1, 2, 3, 167)
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = gpu.affine_activation(x.to(DEVICE), torch.ones(2, device=DEVICE), torch.zeros(2, device=DEVICE), act)
+    torch.testing.assert_close(y.cpu().double(), ACTS[act](x.double()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("keep_edge", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 16, 6, 6), (3, 5, 7, 4), (2, 33, 2, 9), (2, 130, 5, 7)], ids=str)
+def test_maxima_and_their_gradient_are_torchs(shape, dtype, keep_edge):
+    x = (drawn(*shape).detach() * 4).round().to(dtype)  # with equal numbers in many windows
+    x[0, 1, 2 % shape[2], 3] = float("nan")
+    theirs, ours = (x.clone().to(*where).requires_grad_() for where in ((torch.float32,), (DEVICE,)))
+    y, true = gpu.MaxPool.apply(ours, keep_edge), F.max_pool2d(theirs, 2, ceil_mode=keep_edge)
+    torch.testing.assert_close(y.detach().cpu().float(), true.detach(), rtol=0, atol=0, equal_nan=True)
+    grad = drawn(*true.shape, seed=1, dtype=dtype)
+    y.backward(grad.to(DEVICE))
+    true.backward(grad.float())
+    assert torch.equal(ours.grad.cpu().float(), theirs.grad)
+
+
+def test_smaller_images_are_torchs():
+    for count, side, size in ((3, 32, 24), (2, 32, 28), (2, 9, 5)):
+        images = drawn(count, 3, side, side)
+        found = gpu.shrink(images.to(DEVICE), size).cpu()
+        torch.testing.assert_close(found, image_ops.shrink(images, size), rtol=1e-5, atol=1e-5)
+        assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_whitening_with_its_activation_and_the_gradient_of_its_bias_are_those_of_float64(act):
+    images, weight, bias = drawn(3, 3, 11, 9), drawn(24, 3, 2, 2, seed=1) - 1, torch.linspace(-1, 1, 24)
+    grad = drawn(3, 24, 10, 8, seed=2)
+    ours, theirs = bias.clone().to(DEVICE).requires_grad_(), bias.double().requires_grad_()
+    y = gpu.Whiten.apply(images.to(DEVICE), weight.to(DEVICE), ours, act, torch.float32)
+    true = ACTS[act](F.conv2d(images.double(), weight.double(), theirs))
+    y.backward(grad.to(DEVICE))
+    true.backward(grad.double())
+    assert distance(y.detach().cpu(), true.detach()) < 1e-6
+    assert distance(ours.grad.cpu(), theirs.grad) < 1e-5
