@@ -29,11 +29,17 @@ from cifarbench.training.checkpoint import load, tensor_hash
 from cifarbench.training.observer import Observer
 from cifarbench.training.probe import prepare
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.*deprecated"),  # torch, which warns of itself
+    pytest.mark.filterwarnings("ignore:The CUDA Graph is empty"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype"),
+]
 
 SHARES = (0.1, 0.5, 0.9)  # of the run: the fast recipe has another size in each
 GPU = ["trainer.device=cuda", "trainer.tensorboard=false"]
-FAST = ["experiment=speed94", "data=synthetic", "data.size=4000", "trainer.batch_size=500"]
+FAST = ["experiment=speed94", "data=synthetic", "data.size=4000", "trainer.batch_size=500", "trainer.micro_batch=null"]
+UNTIMED = ["trainer.untimed_steps=3", "trainer.checkpoint_epochs=0", "trainer.report=false"]
 
 
 def prepared(config):
@@ -116,15 +122,67 @@ def test_the_gpu_scores_a_run_of_the_cpu_as_the_cpu_does(cli, tmp_path):
     assert json.loads(written.read_text())["accuracy"] == pytest.approx(best, abs=2 / 96)
 
 
-@pytest.mark.parametrize("mode", [None, "default", "reduce-overhead", "max-autotune"])
-def test_the_fast_recipe_runs_end_to_end(cli, tmp_path, mode):
-    words = [*FAST, *GPU, "trainer.untimed_steps=3", "trainer.checkpoint_epochs=0"]
-    compiled = [f"trainer.compile={mode is not None}", f"trainer.compile_mode={mode or 'default'}"]
-    ended = cli("train", *words, *compiled, "trainer.progress=plain", "hydra.run.dir=run")
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["trainer.cuda_graphs=true"],
+        ["trainer.compile=true"],
+        ["trainer.compile=true", "trainer.cuda_graphs=true"],
+        ["trainer.compile=true", "trainer.compile_mode=reduce-overhead"],
+        ["trainer.compile=true", "trainer.compile_mode=max-autotune"],
+    ],
+    ids=" ".join,
+)
+def test_the_fast_recipe_runs_end_to_end(cli, tmp_path, words):
+    ended = cli("train", *FAST, *GPU, *words, *UNTIMED, "trainer.progress=plain", "hydra.run.dir=run")
     assert ended.code == 0, ended.err
     timing = manifest_of(tmp_path / "run")["timing"]
     assert timing["untimed"] > 0
     assert 0 < timing["training"] <= timing["train"] < timing["train_test"] < timing["cold"]
+
+
+# --- recorded steps, and our own kernels -----------------------------------------------------------------------------
+
+
+def losses_of(*words: str) -> list[float]:
+    """The losses of four steps in each of SHARES, the batches changing and the rate falling."""
+    training = prepared(checked(TrainConfig, compose("train", [*words, *GPU])))
+    losses = []
+    for index in range(4 * len(SHARES)):
+        positions = torch.arange(500, device="cuda") + 250 * (index % 8)
+        training.advance(positions, SHARES[index // 4], 0.0)
+        losses.append(training.health.unchecked[-1][2])
+    return [float(loss) for loss in losses]
+
+
+@pytest.mark.parametrize(
+    "words", [FAST, ["model=vgg"], ["model=resnet"], ["model=efficientnet_lite"], ["augment=strong"]]
+)
+def test_recorded_steps_and_our_own_kernels_do_what_torch_does_one_by_one(words):
+    words = ["data=synthetic", "data.size=4000", "trainer.batch_size=500", *words, "trainer.precision=fp32"]
+    plain = losses_of(*words, "trainer.kernels=torch")
+    assert max(plain) - min(plain) > 0.1, "it learns something"
+    for more in (["trainer.kernels=auto"], ["trainer.cuda_graphs=true"]):
+        assert losses_of(*words, *more) == pytest.approx(plain, rel=0.02), more
+
+
+def test_the_fast_recipe_is_recorded_with_a_graph_for_each_phase():
+    training = prepared(checked(TrainConfig, compose("train", [*FAST, *GPU, "trainer.cuda_graphs=true"])))
+    positions = torch.arange(500, device="cuda")
+    for share in SHARES:
+        for _ in range(4):
+            training.advance(positions, share, 0.0)
+    assert len(training.replay._graphs) == len(SHARES)
+    assert training.ema.n_averaged == 5, "the copy of the last step before 60 %, and four"
+
+
+def test_steps_before_the_clock_leave_no_trace_in_what_was_recorded(cli, tmp_path):
+    for name, count in (("with", 3), ("without", 0)):
+        words = ["trainer.cuda_graphs=true", f"trainer.untimed_steps={count}", "trainer.precision=fp32"]
+        assert cli("train", *FAST, *GPU, *words, "trainer.epochs=2", f"hydra.run.dir={name}").code == 0
+    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("with", "without")]
+    assert rows[0]["train_loss"] == pytest.approx(rows[1]["train_loss"], rel=0.01)
 
 
 def test_forward_passes_agree_with_the_cpu():

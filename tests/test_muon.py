@@ -9,6 +9,7 @@ import torch
 from test_optim import optim_config, small_net
 from torch import nn
 
+from cifarbench.optim import muon
 from cifarbench.optim.muon import Muon, orthogonalise
 from cifarbench.optim.optimizers import build_optimizer, muon_groups
 
@@ -64,6 +65,23 @@ def test_bfloat16_products_are_close_whatever_the_spectrum(count, decay, steps):
     assert (rough - exact).norm() / exact.norm() < 0.06
 
 
+def test_matrices_of_any_shapes_go_through_the_iteration_together():
+    shapes = [(4, 9), (4, 9), (6, 6), (12, 5), (1, 14)]
+    given = [matrices(1, *shape, seed=index)[0] for index, shape in enumerate(shapes)]
+    together = muon._orthogonalised(given, 4, torch.float64)
+    for matrix, turned in zip(given, together, strict=True):
+        alone = orthogonalise(matrix[None], 4, torch.float64)[0]
+        torch.testing.assert_close(turned, alone, rtol=1e-9, atol=1e-9)
+
+
+def test_matrices_are_stacked_by_shape_or_where_few_zeros_fill_them_up_together():
+    near = [torch.Size(shape) for shape in ((64, 576), (256, 2304), (64, 576), (2304, 256), (256, 2304))]
+    assert muon._stacks(near, together=False) == [[0, 2], [1, 4], [3]]
+    assert muon._stacks(near, together=True) == [[0, 1, 2, 3, 4]]
+    far = [torch.Size(shape) for shape in ((8, 8), (8, 8), (8, 8), (512, 4608))]
+    assert muon._stacks(far, together=True) == [[0, 1, 2], [3]]
+
+
 def reference(weights, gradients, lr, momentum, steps, rescale):
     """Muon on one matrix in float64, by SVD."""
     buffer = torch.zeros_like(weights)
@@ -77,17 +95,22 @@ def reference(weights, gradients, lr, momentum, steps, rescale):
     return weights
 
 
+@pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (16, 2, 1, 1), (5, 7)])
-def test_steps_follow_the_formula(shape, rescale):
+def test_steps_follow_the_formula(shape, rescale, together, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(shape, generator=generator, dtype=torch.float64)
     gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
     parameter = nn.Parameter(weights.clone())
     twin = nn.Parameter(weights.clone())  # of the same shape: goes through the iteration in the same stack
-    optimizer = Muon([{"params": [parameter, twin]}], 0.1, momentum=0.6, rescale=rescale, dtype=torch.float64)
+    other = nn.Parameter(torch.ones(20, 12, dtype=torch.float64))  # in the same stack with zeros around the others
+    stacks = muon._stacks
+    monkeypatch.setattr(muon, "_stacks", lambda shapes, **_: stacks(shapes, together))
+    monkeypatch.setattr(muon, "_FILLED", 100)
+    optimizer = Muon([{"params": [parameter, twin, other]}], 0.1, momentum=0.6, rescale=rescale, dtype=torch.float64)
     for gradient in gradients:
-        parameter.grad, twin.grad = gradient, -gradient
+        parameter.grad, twin.grad, other.grad = gradient, -gradient, other.detach().clone()
         optimizer.step()
     rows = [tensor.flatten(1) for tensor in (weights, *gradients)]
     expected = reference(rows[0], rows[1:], 0.1, 0.6, 3, rescale)

@@ -160,16 +160,16 @@ def test_permuted_test_labels_leave_weights_and_the_best_epoch_identical(tmp_pat
 
 
 def test_no_step_touches_a_test_image(tmp_path, monkeypatch):
-    from cifarbench.training import loop
+    from cifarbench.training import feed
 
     touched: set[int] = set()
-    original = loop.Draws
+    original = feed.Draws
 
     def recording(seed, epoch, images):
         touched.update(images.tolist())
         return original(seed, epoch, images)
 
-    monkeypatch.setattr(loop, "Draws", recording)
+    monkeypatch.setattr(feed, "Draws", recording)
     config = tiny_config("augment=mixup")
     fit(config, tmp_path / "run")
     parts = split(load_images(config.data), config.split)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from cifarbench.compute import Compute, make_deterministic, synchronise, use_threads
 from cifarbench.config.schema import TrainConfig
-from cifarbench.data.random import Draws
 from cifarbench.data.split import Parts
 from cifarbench.models.flops import count_flops
 from cifarbench.training.observer import Observer
+from cifarbench.training.phases import FULL
 from cifarbench.training.probe import prepare
 
 _LATE = 0.9  # share of the run: at full resolution, whatever it started with
@@ -48,7 +48,8 @@ class Contender:
     def loop(self, steps: int) -> float:
         """Seconds per image of a run's own steps: augmentation to optimizer, with its records."""
         self.settle()
-        return self._timed(lambda: self.training.advance(self.batch, _LATE, time.perf_counter()), steps)
+        steps_alone = self._timed(lambda: self.training.advance(self.batch, _LATE, time.perf_counter()), steps)
+        return steps_alone + self._moving_ahead()
 
     def phases(self, steps: int) -> dict[str, float]:
         """Seconds per image of augmentation, forward pass, backward pass and optimizer, each timed by itself."""
@@ -58,7 +59,8 @@ class Contender:
             if index == 1:
                 spent = dict.fromkeys(spent, 0.0)
             self._phased_step(spent)
-        return {name: seconds / (steps * len(self.batch)) for name, seconds in spent.items()}
+        phases = {name: seconds / (steps * len(self.batch)) for name, seconds in spent.items()}
+        return {**phases, "augment": phases["augment"] + self._moving_ahead()}
 
     def bare(self, steps: int) -> float:
         """Seconds per image of forward, backward and optimizer step on one batch that stays the same."""
@@ -103,8 +105,18 @@ class Contender:
             return self.training.forward(images).float()
 
     def _augmented(self, positions: Tensor) -> Tensor:
-        train = self.training.setting.train
-        return self.training.augment(train.images[positions], Draws(0, 0, train.indices[positions]))
+        return self.training.feed(self.training.setting.train, positions, 0, FULL)[0]
+
+    def _moving_ahead(self) -> float:
+        """Seconds per image of what the feed does once an epoch and not in every step."""
+        feed, train = self.training.feed, self.training.setting.train
+        if not feed.ahead:
+            return 0.0
+        spent = {"ahead": 0.0}
+        feed.forget()
+        with self._timer("ahead", spent):
+            feed.all_moved(train, 0)
+        return spent["ahead"] / len(train)
 
     def _micro_batches(self) -> tuple[Tensor, ...]:
         return self.batch.split(self.micro)

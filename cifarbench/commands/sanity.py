@@ -48,6 +48,6 @@ def _draw(
     from cifarbench.reporting.checks import gradient_figure, input_figure
     from cifarbench.reporting.figures import save
 
-    save(input_figure(training.augment, training.setting.train, training.config.seed, classes, note), inputs)
+    save(input_figure(training.feed.augment, training.setting.train, training.config.seed, classes, note), inputs)
     values = next(check.values for check in checks if check.name == "gradients")
     save(gradient_figure((values or {})["rms"], title, note), gradients)

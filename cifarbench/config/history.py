@@ -16,6 +16,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
     "trainer": {
         "checkpoint_epochs": 1,
         "compile_mode": "default",
+        "cuda_graphs": False,
         "drop_last": False,
         "ema_start": "0%",
         "fork": None,

@@ -81,9 +81,12 @@ class TrainerConfig:
         "How: on a GPU reduce-overhead replays a step's kernels as CUDA graphs, max-autotune times kernels as well.",
         choices=COMPILE_MODES,
     )
+    cuda_graphs: bool = key(
+        "Whether a GPU is given each step of Muon as one CUDA graph, recorded once, and not kernel by kernel.",
+    )
     kernels: str = key(
-        "auto: on a CPU with a C compiler, our own operations where they are faster; torch: never.", choices=KERNELS,
-        neutral=True,
+        "auto: on a CPU with a C compiler and on NVIDIA GPUs, our own operations where they are faster; torch: never.",
+        choices=KERNELS, neutral=True,
     )  # fmt: skip
     untimed_steps: int = key(
         "Steps in each phase, on random labels and undone, before the clocks of training start; 0: none.",
@@ -114,6 +117,12 @@ class TrainerConfig:
             raise ConfigError(
                 f"`trainer.compile_mode` is {self.compile_mode} and `trainer.compile` is false; "
                 "a mode needs trainer.compile=true."
+            )
+        if self.cuda_graphs and (self.micro_batch or self.compile_mode in ("reduce-overhead", "max-autotune")):
+            raise ConfigError(
+                f"`trainer.cuda_graphs` is true, `trainer.micro_batch` {self.micro_batch} and `trainer.compile_mode` "
+                f"{self.compile_mode}; a graph holds a whole batch in one pass and no other graph: set "
+                "trainer.micro_batch=null and another mode, or trainer.cuda_graphs=false."
             )
         for name in ("ema_start", "stem_bias_until"):
             check_span(getattr(self, name), f"trainer.{name}")
@@ -158,6 +167,11 @@ class TrainConfig:
             raise ConfigError(
                 f"`trainer.sizes` is {list(self.trainer.sizes)}, and model={self.model.name} takes images of 32 px "
                 "alone here; set `trainer.sizes=[] trainer.size_until=[]`, or take another model or head."
+            )
+        if self.trainer.cuda_graphs and self.optim.name != "muon":
+            raise ConfigError(
+                f"`trainer.cuda_graphs` is true and `optim.name` {self.optim.name}, whose rate a graph would not see "
+                "change; take optim=muon, or trainer.cuda_graphs=false."
             )
         if self.scheduler.name == "plateau" and not validates:
             raise ConfigError(

@@ -52,7 +52,14 @@ class Augment:
             raise ValueError(
                 f"images is {images.dtype} {tuple(images.shape)}; it must be uint8 ({len(draws.images)}, 3, H, W)."
             )
-        moved = self._policy(self._affine(self._crop(self._mirror(images, draws), draws), draws), draws)
+        return self.finish(self.move(images, draws), draws)
+
+    def move(self, images: Tensor, draws: Draws) -> Tensor:
+        """Step 1: bytes to bytes of the same shape, or `images` itself where it is off."""
+        return self._policy(self._affine(self._crop(self._mirror(images, draws), draws), draws), draws)
+
+    def finish(self, moved: Tensor, draws: Draws) -> Tensor:
+        """Steps 2 and 3, from the bytes of step 1: (B, 3, H, W) uint8 to normalised float32."""
         normal = normalise(self._noise(self._colour(moved, draws), draws), self.mean, self.std)
         normal = self._cutout(normal, draws)
         return normal.contiguous(memory_format=torch.channels_last) if self.channels_last else normal

@@ -43,8 +43,12 @@ class Draws:
         if images.dtype != torch.int64 or images.ndim != 1:
             raise ValueError(f"images is {images.dtype} {tuple(images.shape)}; it must be int64 (B,).")
         self.seed, self.epoch, self.images = seed, epoch, images
-        key = _mix(_mix(seed + _GOLDEN) + epoch)
-        self._state = _mix_(images * _signed(_GOLDEN) + _signed(key))
+
+    @functools.cached_property
+    def _state(self) -> Tensor:
+        """Where each image's streams start, (B,) int64: computed when the first number is asked for."""
+        key = _mix(_mix(self.seed + _GOLDEN) + self.epoch)
+        return _mix_(self.images * _signed(_GOLDEN) + _signed(key))
 
     def of_epoch(self, epoch: int) -> Draws:
         """The draws of the same images in another epoch."""

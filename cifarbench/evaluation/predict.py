@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from cifarbench.compute import Compute
 from cifarbench.data.augment import normalise
 
-EVAL_BATCH = 500
+EVAL_BATCH, _GPU_BATCH = 500, 2_500
 Triple = tuple[float, float, float]
 Statistics = tuple[Triple, Triple]
 View = Callable[[Tensor], Tensor]
+
+
+def batch_on(device: torch.device) -> int:
+    """Images that go through a model at once; a GPU is quicker with more."""
+    return _GPU_BATCH if device.type == "cuda" else EVAL_BATCH
 
 
 def _shifted(images: Tensor, down: int, right: int) -> Tensor:
@@ -66,7 +71,7 @@ def predict(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     batches = [
         _mean_logits(model, normalise(batch, *statistics).contiguous(memory_format=layout), compute, tta)
-        for batch in images.split(EVAL_BATCH)
+        for batch in images.split(batch_on(images.device))
     ]
     model.train(was_training)
     return torch.cat(batches) if batches else images.new_zeros(0, 10, dtype=torch.float32)

@@ -1,7 +1,7 @@
 """Muon: momentum whose matrices are made nearly orthogonal before they are applied.
 
 Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the rescaling of the weights is that
-of Jordan's airbench94 (2024). Departures: matrices of one shape go through the iteration together, and the rest of
+of Jordan's airbench94 (2024). Departures: several matrices go through the iteration together, and the rest of
 the parameters (biases, norms, the last layer) take Nesterov steps in the same optimizer, so that there is one state.
 
 Shapes: N matrices of R rows (a convolution's output channels) and C columns (its inputs times its window).
@@ -20,6 +20,8 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 # In bf16 what G has lost of the smallest singular values grows with each further step that is not taken on X itself.
 STEPS_AT_ONCE = 3
+# A GPU is busy with one large product sooner than with several small ones, up to so many times the numbers.
+_FILLED = 3
 
 
 def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -95,6 +97,9 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps, "rescale": rescale}
         super().__init__(groups, {**defaults, "orthogonal": True})
         self.dtype = dtype
+        # Where it is a scalar on the device, a step's rate is `initial_lr` times it, not `lr`: for recorded steps, in
+        # which a number of Python's would stay what it was.
+        self.scale: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -104,7 +109,11 @@ class Muon(torch.optim.Optimizer):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
                 updates = self._nesterov(parameters, group)
-                self._turn(parameters, updates, group) if group["orthogonal"] else _add(parameters, updates, group)
+                lr = group["lr"] if self.scale is None else group["initial_lr"] * self.scale
+                if group["orthogonal"]:
+                    self._turn(parameters, updates, group, lr)
+                else:
+                    _subtract(parameters, updates, lr)
         return loss
 
     def _nesterov(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
@@ -120,21 +129,52 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_add_(buffers, gradients)
         return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
 
-    def _turn(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
-        """Orthogonalise the updates, all of one shape at once, and apply them."""
-        shapes: dict[tuple[int, int], list[int]] = {}
-        for index, parameter in enumerate(parameters):
-            shapes.setdefault((len(parameter), parameter.numel() // len(parameter)), []).append(index)
-        for (rows, columns), indices in shapes.items():
-            matrices = [_matrix(updates[index], parameters[index]) for index in indices]
-            stacked = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]  # a view: nothing is copied
-            turned = orthogonalise(stacked, group["steps"], self.dtype)
-            scale = -group["lr"] * max(1.0, rows / columns) ** 0.5
-            for index, matrix in zip(indices, turned, strict=True):
-                parameter = _matrix(parameters[index], parameters[index])
-                if group["rescale"]:
-                    parameter.mul_(math.sqrt(rows) / (torch.linalg.vector_norm(parameter) + 1e-12))
-                parameter.add_(matrix, alpha=scale)
+    def _turn(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any], lr: float | Tensor) -> None:
+        """Orthogonalise the updates, several at once, and apply them."""
+        matrices = [_matrix(parameter, parameter) for parameter in parameters]
+        gradients = [_matrix(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
+        if group["rescale"]:
+            _rescale(matrices)
+        for indices in _stacks([matrix.shape for matrix in matrices], together=matrices[0].is_cuda):
+            turned = _orthogonalised([gradients[index] for index in indices], group["steps"], self.dtype)
+            for index, update in zip(indices, turned, strict=True):
+                rows, columns = matrices[index].shape
+                _subtract([matrices[index]], [update], lr * max(1.0, rows / columns) ** 0.5)
+
+
+def _stacks(shapes: list[torch.Size], together: bool) -> list[list[int]]:
+    """Which matrices go through the iteration at once: those of one shape; `together`: all, if zeros fill them up."""
+    rows, columns = max(min(shape) for shape in shapes), max(max(shape) for shape in shapes)
+    if together and len(shapes) * rows * columns <= _FILLED * sum(shape.numel() for shape in shapes):
+        return [list(range(len(shapes)))]
+    alike: dict[torch.Size, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        alike.setdefault(shape, []).append(index)
+    return list(alike.values())
+
+
+def _orthogonalised(matrices: list[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
+    """`orthogonalise` for matrices of any shapes: the smaller ones get zeros, which change no norm and no product."""
+    if len({matrix.shape for matrix in matrices}) == 1:
+        stacked = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]  # a view: nothing is copied
+        return list(orthogonalise(stacked, steps, dtype))
+    wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.mT for matrix in matrices]
+    rows, columns = (max(matrix.shape[side] for matrix in wide) for side in (0, 1))
+    stacked = matrices[0].new_zeros(len(wide), rows, columns)
+    for place, matrix in zip(stacked, wide, strict=True):
+        place[: len(matrix), : matrix.shape[1]] = matrix
+    turned = zip(orthogonalise(stacked, steps, dtype), wide, matrices, strict=True)
+    cut = [(full[: len(part), : part.shape[1]], part is matrix) for full, part, matrix in turned]
+    return [part if is_wide else part.mT for part, is_wide in cut]
+
+
+def _rescale(matrices: list[Tensor]) -> None:
+    """Set each matrix to the Frobenius norm √R."""
+    factors = list(torch._foreach_norm(matrices))
+    torch._foreach_add_(factors, 1e-12)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, [math.sqrt(len(matrix)) for matrix in matrices])
+    torch._foreach_mul_(matrices, factors)
 
 
 def _matrix(values: Tensor, parameter: Tensor) -> Tensor:
@@ -147,5 +187,10 @@ def _matrix(values: Tensor, parameter: Tensor) -> Tensor:
     return values.reshape(len(values), -1)
 
 
-def _add(parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any]) -> None:
-    torch._foreach_add_(parameters, updates, alpha=-group["lr"])
+def _subtract(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor) -> None:
+    """Take lr times the updates off."""
+    if isinstance(lr, Tensor):
+        updates = [update.to(lr.dtype) * lr for update in updates]
+        torch._foreach_sub_(parameters, updates)
+    else:
+        torch._foreach_add_(parameters, updates, alpha=-lr)

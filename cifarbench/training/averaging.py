@@ -24,21 +24,31 @@ class Average(AveragedModel):
         """Let the next update copy the model."""
         self.n_averaged.zero_()
 
-    @torch.no_grad()
+    @property
+    def starts(self) -> bool:
+        """Whether the next update copies the model."""
+        return bool(self.n_averaged == 0)
+
     def update_parameters(self, model: nn.Module) -> None:
         """Take the model's weights into the average; its counters, which are integers, are taken over."""
-        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        if self.n_averaged == 0:
-            for average, current in pairs:
-                average.copy_(current)
-        else:
-            averages, currents = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-            torch._foreach_lerp_(averages, currents, 1 - self.decay)
-            for average, current in pairs:
-                if not average.is_floating_point():
-                    average.copy_(current)
+        self.take(model)
         self.n_averaged += 1
+
+    @torch.no_grad()
+    def take(self, model: nn.Module) -> None:
+        """An update that is not counted."""
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        averaged = [pair for pair in pairs if pair[0].is_floating_point() and not self.starts]
+        copied = [pair for pair in pairs if not pair[0].is_floating_point() or self.starts]
+        if averaged:
+            torch._foreach_lerp_(*_columns(averaged), 1 - self.decay)
+        if copied:
+            torch._foreach_copy_(*_columns(copied))
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [tensor.detach() for tensor in chain(model.parameters(), model.buffers())]
+
+
+def _columns(pairs: list[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [average for average, _ in pairs], [current for _, current in pairs]

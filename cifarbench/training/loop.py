@@ -10,64 +10,28 @@ import math
 import time
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifarbench.compute import draw_from, synchronise
-from cifarbench.config.durations import RunLength
-from cifarbench.config.optim import PlateauConfig
+from cifarbench.compute import synchronise
 from cifarbench.config.schema import TrainConfig
-from cifarbench.data.augment import Augment
-from cifarbench.data.batches import epoch_order, steps_per_epoch
-from cifarbench.data.image_ops import shrink
-from cifarbench.data.random import Draws
 from cifarbench.errors import Interrupted, NonFiniteError
 from cifarbench.evaluation.metrics import loss_and_accuracy
 from cifarbench.evaluation.predict import EVAL_BATCH, predict
-from cifarbench.kernels.modules import use_kernels
-from cifarbench.models.whitening import Whitening
-from cifarbench.optim.optimizers import build_optimizer
-from cifarbench.optim.schedules import Plateau, factor
 from cifarbench.runs import shown_path
-from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
-from cifarbench.training.averaging import Average
-from cifarbench.training.health import Health
 from cifarbench.training.observer import Observer, StepReport
-from cifarbench.training.phases import Phases
-from cifarbench.training.setting import Progress, Setting
+from cifarbench.training.setting import Setting
 from cifarbench.training.signals import StopRequest
 from cifarbench.training.state import state_of
-from cifarbench.training.sync_norm import synchronise_norms
+from cifarbench.training.steps import Steps
 
 
-class Training:
-    """One run: its model, optimizer, schedule and progress, and the loop over them."""
+class Training(Steps):
+    """One run: its steps, and the loop over them."""
 
     def __init__(self, config: TrainConfig, model: nn.Module, setting: Setting, observer: Observer) -> None:
-        self.config, self.setting, self.observer = config, setting, observer
-        self.trainer = trainer = config.trainer
-        layout = torch.channels_last if trainer.channels_last else torch.contiguous_format
-        self.model = model.to(setting.compute.device).to(memory_format=layout)
-        if trainer.sync_norm and setting.world.size > 1:
-            synchronise_norms(self.model)
-        if setting.compute.own_kernels:
-            use_kernels(self.model, setting.compute.precision)
-        self.forward = torch.compile(model, dynamic=False, mode=trainer.compile_mode) if trainer.compile else model
-        self.optimizer = build_optimizer(self.model, config.optim, setting.compute.device, setting.compute.precision)
-        self.scaler = torch.amp.GradScaler(setting.compute.device.type, enabled=setting.compute.precision == "fp16")
-        self.ema = Average(self.model, self.trainer.ema) if self.trainer.ema else None
-        steps = steps_per_epoch(len(setting.train), trainer.batch_size, trainer.limit_batches, trainer.drop_last)
-        self.length = RunLength(self.trainer.epochs, steps)
-        self.phases = Phases(self.trainer, self.length)
-        self.stems = [module for module in model.modules() if isinstance(module, Whitening)]
-        self.factor = factor(config.scheduler, self.length)
-        self.plateau = Plateau(config.scheduler if isinstance(config.scheduler, PlateauConfig) else None)
-        self.augment = Augment(config.augment, *setting.statistics, channels_last=self.trainer.channels_last)
-        self.progress = Progress()
-        self.totals = torch.zeros(3, dtype=_wide(setting.compute.device), device=setting.compute.device)
-        self.health = Health(setting.compute.device)
+        super().__init__(config, model, setting)
+        self.observer = observer
         self.epoch_end = 0.0  # of the last one, by the run's clock
 
     # --- the loop ------------------------------------------------------------------------------------------------
@@ -83,7 +47,7 @@ class Training:
         self.model.train()
         while progress.epoch < trainer.epochs and not progress.ended:
             epoch = 0 if trainer.overfit_batch else progress.epoch
-            order = epoch_order(len(self.setting.train), self.config.seed, epoch).to(self.setting.compute.device)
+            order = self.feed.order(self.setting.train, epoch)
             tick = time.perf_counter()
             while progress.batch < self.length.steps_per_epoch:
                 # One agreement a step: every process sees the same signal and the same shares of the time.
@@ -101,6 +65,8 @@ class Training:
                 if trainer.checkpoint_every and progress.step % trainer.checkpoint_every == 0:
                     self.save()
             if progress.batch:
+                if progress.epoch + 1 < trainer.epochs and not progress.ended:
+                    self.feed.prepare(self.setting.train, epoch + 1)  # before the device is waited for
                 self._end_epoch(tick)
             elif progress.ended and progress.step:
                 self.save()  # the time ran out between two epochs, of which the first need not be saved
@@ -117,62 +83,6 @@ class Training:
         progress.epoch_seconds += now - tick
         self._report_step(loss, lr, share)
         return now
-
-    def step(self, positions: Tensor, lr: float, share: float) -> Tensor:
-        """One optimizer step at `share` of the run on the images at `positions`, (B,) int64; returns its mean loss."""
-        progress = self.progress
-        for stem in self.stems:
-            stem.bias.requires_grad_(share < self.phases.stem_bias_until)
-        size = self.phases.size(share)
-        mine = self.setting.world.share(positions)
-        draw_from(derive(self.config.seed, "step", progress.step, self.setting.world.rank), mine.device)
-        loss = torch.zeros((), device=mine.device)
-        for micro in mine.tensor_split(self.setting.world.passes(len(positions), self.trainer.micro_batch)):
-            loss += self._accumulate(micro, len(positions), size)
-        loss = self.setting.world.add_gradients(self.model, loss)
-        self.health.note(progress.step + 1, lr, loss)
-        self.scaler.unscale_(self.optimizer)
-        if self.trainer.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            if share < self.phases.ema_start:
-                self.ema.restart()
-            self.ema.update_parameters(self.model)
-        return loss
-
-    def _accumulate(self, positions: Tensor, batch: int, size: int) -> Tensor:
-        """Add the gradient of the images at `positions`, shrunk to `size` px, as their part of a batch of `batch`."""
-        train = self.setting.train
-        draws = Draws(self.config.seed, self.progress.epoch, train.indices[positions])
-        images = self.augment(train.images[positions], draws)
-        images, targets = self.augment.mix(images, train.targets[positions], draws)
-        images = shrink(images, size)
-        with self.setting.compute.autocast():
-            logits = self.forward(images).float()
-        smoothing = self.trainer.label_smoothing
-        loss_sum = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-        loss = loss_sum / batch
-        self.scaler.scale(loss).backward()
-        labels = targets if targets.ndim == 1 else targets.argmax(1)
-        right = (logits.detach().argmax(1) == labels).sum()
-        seen = torch.full_like(right, len(labels))
-        self.totals += torch.stack([loss_sum.detach(), right, seen]).to(self.totals.dtype)
-        return loss.detach()
-
-    def _set_rate(self, share: float) -> float:
-        """Set the learning rate for the step at this share of the run, and return it."""
-        scale = self.factor(share) * self.plateau.scale
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * scale
-        return self._rate()
-
-    def _rate(self) -> float:
-        """The learning rate now, that of the first group: read from the optimizer, whose state outlives a kill."""
-        group = self.optimizer.param_groups[0]
-        return group["lr"] / group["initial_lr"] * self.config.optim.lr
 
     # --- the end of an epoch -------------------------------------------------------------------------------------
 
@@ -293,8 +203,3 @@ class Training:
         checkpoint.save(state_of(self), self.setting.checkpoints / "last.pt")
         if is_best:
             checkpoint.copy(self.setting.checkpoints / "last.pt", self.setting.checkpoints / "best.pt")
-
-
-def _wide(device: torch.device) -> torch.dtype:
-    """The widest float that the device adds up in."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -3,7 +3,8 @@
 Schema 2 wrote whitening, growing sizes and further keys into the config, and each group's full rate (`initial_lr`)
 into the optimizer's state. Schema 3 wrote `trainer.untimed_steps`, and the seconds of such steps into the progress;
 schema 4 wrote `trainer.checkpoint_epochs`, schema 5 `trainer.kernels` and the `model.init` of simple_cnn, schema 6 the
-`model.sha256` of plugins, schema 7 the `model.stages` of vgg, schema 8 `trainer.compile_mode`.
+`model.sha256` of plugins, schema 7 the `model.stages` of vgg, schema 8 `trainer.compile_mode`, schema 9
+`trainer.cuda_graphs`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from cifarbench.config.history import complete
 
-SCHEMA = 8
+SCHEMA = 9
 
 
 def migrate(state: dict[str, Any]) -> dict[str, Any]:
@@ -45,4 +46,5 @@ _STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     5: _with_later_keys,
     6: _with_later_keys,
     7: _with_later_keys,
+    8: _with_later_keys,
 }

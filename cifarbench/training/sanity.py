@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from cifarbench.data.augment import normalise
-from cifarbench.data.random import Draws
 from cifarbench.data.split import Parts
 from cifarbench.errors import ConfigError
 from cifarbench.models import layers
 from cifarbench.models.efficientnet_lite import StochasticDepth
 from cifarbench.training.loop import Training
+from cifarbench.training.phases import FULL
 from cifarbench.training.probe import balanced
 
 FIRST_LOSS = math.log(10)
@@ -91,9 +91,7 @@ def _inputs(training: Training) -> Check:
     """Mean and spread of a batch as the network gets it, augmented and normalised."""
     train = training.setting.train
     positions = balanced(train.targets, training.trainer.batch_size)
-    draws = Draws(training.config.seed, 0, train.indices[positions])
-    images = training.augment(train.images[positions], draws)
-    images, _ = training.augment.mix(images, train.targets[positions], draws)
+    images, _ = training.feed(train, positions, 0, FULL)
     mean, std = images.mean().item(), images.std().item()
     return Check(
         "input scale",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from cifarbench.compute import synchronise
 from cifarbench.data.split import Portion
-from cifarbench.evaluation.predict import EVAL_BATCH
+from cifarbench.evaluation.predict import batch_on
 from cifarbench.training.health import Health
 from cifarbench.training.loop import Training
 
@@ -29,19 +31,41 @@ def take_untimed_steps(training: Training, count: int) -> float:
         return 0.0
     began = time.perf_counter()
     setting, totals = training.setting, training.totals.clone()
-    parts = [part for part in (training.model, training.ema, training.optimizer, training.scaler) if part is not None]
+    parts = [part for part in (training.model, training.ema, training.scaler) if part is not None]
     kept = copy.deepcopy([part.state_dict() for part in parts])
+    kept_optimizer = copy.deepcopy(training.optimizer.state_dict())
     try:
         training.setting = dataclasses.replace(setting, train=_with_drawn_labels(training))
         _rehearse(training, count)
     finally:
         training.setting = setting
         training.health = Health(setting.compute.device)
+        training.feed.forget()  # to augment is work of the clock
         training.totals.copy_(totals)
         for part, state in zip(parts, kept, strict=True):
             part.load_state_dict(state)
+        _put_back(training.optimizer, kept_optimizer)
     synchronise(setting.compute.device)
     return time.perf_counter() - began
+
+
+def _put_back(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
+    """Bring the optimizer's state back in the tensors that it lies in, which recorded steps go on with.
+
+    A state that a parameter did not have becomes zeros, with which every optimizer here begins.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, parameter in enumerate(parameters):
+        saved = kept["state"].get(index, {})
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor):
+                optimizer.state[parameter][name] = saved.get(name)
+            elif saved.get(name) is None:
+                value.zero_()
+            else:
+                value.copy_(saved[name])
+    for group, values in zip(optimizer.param_groups, kept["param_groups"], strict=True):
+        group.update({name: value for name, value in values.items() if name != "params"})
 
 
 def _with_drawn_labels(training: Training) -> Portion:
@@ -65,4 +89,4 @@ def _rehearse(training: Training, count: int) -> None:
             for _ in range(count):
                 training.step(batch, 0.0, share)
     training.health.check_losses()
-    training.logits(images[:EVAL_BATCH], training.trainer.tta)
+    training.logits(images[: batch_on(images.device)], training.trainer.tta)
