@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +15,8 @@ from test_kernels import ACTS, SHAPES, distance, drawn, in_float64
 from cifarbench.data import image_ops
 from cifarbench.kernels import gpu
 
-pytest.importorskip("triton")
+gpu_pool = pytest.importorskip("cifarbench.kernels.gpu_pool", reason="needs Triton", exc_type=ImportError)
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Of numbers to bfloat16, 1.7e-3 on average; the interpreter cuts them off, which is twice that.
 ROUNDING = 2.5e-3 if DEVICE.type == "cuda" else 4e-3
@@ -115,3 +121,23 @@ def test_whitening_with_its_activation_and_the_gradient_of_its_bias_are_those_of
     true.backward(grad.double())
     assert distance(y.detach().cpu(), true.detach()) < 1e-6
     assert distance(ours.grad.cpu(), theirs.grad) < 1e-5
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_the_kernels_compile_for_a_gpu(tmp_path, capability):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    script = Path(__file__).with_name("triton_compile.py")
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(script.parents[1])}
+    ended = subprocess.run([sys.executable, script, capability], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert int(ended.stdout) == 11
+
+
+def test_where_no_kernel_can_be_built_torchs_operations_are_taken(monkeypatch):
+    assert gpu._can_be_built(DEVICE)
+
+    def fails(*arguments):
+        raise RuntimeError("Failed to find C compiler.")
+
+    monkeypatch.setattr(gpu_pool, "pool_forward", fails)
+    assert not gpu._can_be_built(DEVICE)

@@ -85,7 +85,7 @@ class TrainerConfig:
         "Whether a GPU is given each step of Muon as one CUDA graph, recorded once, and not kernel by kernel.",
     )
     kernels: str = key(
-        "auto: on a CPU with a C compiler and on NVIDIA GPUs, our own operations where they are faster; torch: never.",
+        "auto: on a CPU with a C compiler, and in CUDA graphs, our own operations where they are faster; torch: never.",
         choices=KERNELS, neutral=True,
     )  # fmt: skip
     untimed_steps: int = key(

@@ -6,7 +6,6 @@ Maps are (N, C, H, W) in channels_last memory, bfloat16 or float32; statistics a
 from __future__ import annotations
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
@@ -19,13 +18,24 @@ _OLDEST = (8, 0)  # compute capability with bfloat16 products
 
 @functools.cache
 def are_there(device: torch.device) -> bool:
-    """Whether the kernels run on `device`: an NVIDIA GPU since Ampere, and Triton is installed."""
+    """Whether the kernels run on `device`: an NVIDIA GPU since Ampere, where Triton can build them."""
     return (
         device.type == "cuda"
         and torch.version.hip is None
         and torch.cuda.get_device_capability(device) >= _OLDEST
-        and importlib.util.find_spec("triton") is not None
+        and _can_be_built(device)
     )
+
+
+def _can_be_built(device: torch.device) -> bool:
+    """Whether a small map goes through a kernel: Triton may be missing, or the C compiler that it needs."""
+    try:
+        from cifarbench.kernels.gpu_pool import pool_forward
+
+        pool_forward(torch.zeros(1, 1, 2, 2, device=device), False)
+    except Exception:  # of whatever kind Triton raises: torch's operations are taken instead
+        return False
+    return True
 
 
 class NormActivation(torch.autograd.Function):
@@ -115,7 +125,8 @@ class Whiten(torch.autograd.Function):
 
 
 def shrink(images: Tensor, size: int) -> Tensor:
-    """Images (N, 3, H, W) float32 at `size` px a side, bilinear without antialiasing; no gradient."""
+    """Images (N, 3, H, W) float32 at `size` px a side, bilinear without antialiasing; themselves if they have it."""
     from cifarbench.kernels import gpu_images
 
-    return gpu_images.shrink(images, size)
+    is_there = images.shape[-1] == size
+    return images if is_there else gpu_images.shrink(images.contiguous(memory_format=LAYOUT), size)

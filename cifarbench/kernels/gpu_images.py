@@ -73,13 +73,13 @@ def _bias_sums(
 
 
 @triton.jit
-def _shrink(images_ptr, y_ptr, pixels, height, width, tall, wide, by_row, by_column, ROWS: tl.constexpr):
+def _shrink(images_ptr, y_ptr, pixels, height, width, tall, wide, pixel_height, pixel_width, ROWS: tl.constexpr):
     """Bilinear: each pixel from the four about its place, (tall, wide) from (height, width)."""
     pixel, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, 4)
     inside = (pixel < pixels)[:, None] & (channel < 3)[None, :]
     image = (pixel // (tall * wide)).to(tl.int64)
-    y = tl.maximum((pixel // wide % tall + 0.5) * by_row - 0.5, 0.0)
-    x = tl.maximum((pixel % wide + 0.5) * by_column - 0.5, 0.0)
+    y = tl.maximum((pixel // wide % tall + 0.5) * pixel_height - 0.5, 0.0)
+    x = tl.maximum((pixel % wide + 0.5) * pixel_width - 0.5, 0.0)
     top, left = y.to(tl.int32), x.to(tl.int32)
     bottom, right = tl.minimum(top + 1, height - 1), tl.minimum(left + 1, width - 1)
     down, across = (y - top)[:, None], (x - left)[:, None]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from cifarbench.config.augment import AugmentConfig
+from cifarbench.data import image_ops
 from cifarbench.data.augment import Augment
 from cifarbench.data.batches import epoch_order
-from cifarbench.data.image_ops import shrink
 from cifarbench.data.random import Draws
 from cifarbench.data.split import Portion
-from cifarbench.kernels import gpu
 
 # Images that are moved at once ahead of an epoch's steps; resampling works in floats, and takes many times the memory.
 _PIECE, _WARPED_PIECE = 60_000, 5_000
@@ -28,10 +28,13 @@ class Feed:
         ahead: move all images of an epoch (augmentation on bytes) before its first step. On a GPU that costs little
             more than to move one batch, whose dozens of short operations each cost a launch; it takes as much memory
             as the images themselves. The images are those that a step would have moved itself.
+        shrink: brings images to a smaller size.
     """
 
-    def __init__(self, augment: Augment, seed: int, ahead: bool) -> None:
-        self.augment, self.seed, self.ahead = augment, seed, ahead
+    def __init__(
+        self, augment: Augment, seed: int, ahead: bool, shrink: Callable[[Tensor, int], Tensor] = image_ops.shrink
+    ) -> None:
+        self.augment, self.seed, self.ahead, self.shrink = augment, seed, ahead, shrink
         self._moved: tuple[int, Tensor, Tensor] | None = None  # the epoch, its portion's images, and those moved
 
     def __call__(self, train: Portion, positions: Tensor, epoch: int, size: int) -> tuple[Tensor, Tensor]:
@@ -46,9 +49,7 @@ class Feed:
         else:
             moved = self.augment.move(train.images[positions], draws)
         images, targets = self.augment.mix(self.augment.finish(moved, draws), train.targets[positions], draws)
-        if images.shape[-1] > size and gpu.are_there(images.device):
-            images = gpu.shrink(images.contiguous(memory_format=torch.channels_last), size)
-        return shrink(images, size), targets
+        return self.shrink(images, size), targets
 
     def order(self, train: Portion, epoch: int) -> Tensor:
         """Positions (N,) int64 in the order in which the epoch visits them, on the device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -112,9 +112,14 @@ def train(
 
 
 def compute_of(trainer: TrainerConfig, local_rank: int = 0) -> Compute:
-    """Where and how to train; our own operations need channels last, and the compiler would not see through them."""
+    """Where and how to train; our own operations need channels last, and the compiler would not see through them.
+
+    On a GPU they come with recorded steps alone: launched one by one, they would cost Python more time than torch's do.
+    """
     own_kernels = trainer.kernels == "auto" and trainer.channels_last and not trainer.compile
-    return choose_compute(trainer.device, trainer.precision, trainer.threads, local_rank, own_kernels)
+    compute = choose_compute(trainer.device, trainer.precision, trainer.threads, local_rank, own_kernels)
+    launches_alone = compute.device.type == "cuda" and not trainer.cuda_graphs
+    return replace(compute, own_kernels=False) if launches_alone else compute
 
 
 def _setting(

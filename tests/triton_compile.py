@@ -1,0 +1,47 @@
+"""Compile every kernel for GPUs down to machine code for one, which needs none: python tests/triton_compile.py 90."""
+
+from __future__ import annotations
+
+import sys
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from cifarbench.kernels import gpu_images, gpu_norm, gpu_pool
+
+MAPS = ("x_ptr", "added_ptr", "y_ptr", "grad_ptr", "dx_ptr", "dadded_ptr")
+INTEGERS = {"counter_ptr": "*i64", "which_ptr": "*u8"}
+FLOATS = ("eps", "momentum", "pixel_height", "pixel_width")
+TOTAL = gpu_norm._total  # which others call
+CONSTANTS = {"ACT": "gelu", "ADDS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64}
+
+
+def kind(name: str) -> str:
+    """The type of an argument, which its name says; maps are bfloat16."""
+    if name in CONSTANTS:
+        return "constexpr"
+    if name in MAPS:
+        return "*bf16"
+    return INTEGERS.get(name) or ("*fp32" if name.endswith("_ptr") else "fp32" if name in FLOATS else "i32")
+
+
+def kernels() -> list[triton.JITFunction]:
+    """What is launched: the functions whose first argument is memory."""
+    functions = [value for module in (gpu_images, gpu_norm, gpu_pool) for value in vars(module).values()]
+    found = {function.fn: function for function in functions if isinstance(function, triton.JITFunction)}
+    return [function for function in found.values() if function.arg_names[0].endswith("_ptr") and function is not TOTAL]
+
+
+def main() -> None:
+    """Compile them all and print how many there were."""
+    for function in kernels():
+        constants = {(index,): CONSTANTS[name] for index, name in enumerate(function.arg_names) if name in CONSTANTS}
+        signature = {name: kind(name) for name in function.arg_names}
+        source = ASTSource(fn=function, signature=signature, constexprs=constants)
+        assert triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32)).asm["cubin"]
+    print(len(kernels()))
+
+
+if __name__ == "__main__":
+    main()
