@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from table.lines import Line, PeekLine
 
@@ -23,6 +23,8 @@ _INK, _SOFT, _PALE = "#1f2933", "#7b8794", "#e4e7eb"
 _HALO = withStroke(linewidth=3, foreground="white")
 _COLOURS = ("#2563a8", "#b7791f", "#2f855a", "#9b2c5f", "#5a67d8", "#c05621")
 _ACCURACIES = (10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 92, 94, 95, 96, 97, 98)
+# Round times in seconds, for ticks.
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3000, 6000, 12000, 30000)
 _SHIFTS = (0, -12, 12, -24, 24, -36, 36, -48, 48)  # pixels that a name may lie above its point
 _Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 _KEY = "Description"  # the PNG text chunk that names the numbers
@@ -125,11 +127,11 @@ def accuracy_time(points: Sequence[dict[str, Any]]) -> Figure:
     _error_scale(axes, [100 * point["mean"] for point in points])
     axes.set_xscale("log")
     minutes = [point["minutes"] for point in points]
-    axes.set_xlim(min(minutes) / 1.6, max(minutes) * 3.2)  # room for the last point's name
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+    axes.set_xlim(min(minutes) / 1.6, max(minutes) * 4)  # room for the last point's name
+    axes.xaxis.set_major_locator(FixedLocator([seconds / 60 for seconds in _TICKS]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel("training and test, minutes", color=_INK)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _duration(value)))
+    axes.set_xlabel("training and test", color=_INK)
     _legend(axes)  # first, as it takes room from the axes
     _names(figure, axes, points)
     return figure
@@ -141,6 +143,11 @@ def _point(axes: Axes, x: float, point: dict[str, Any], colour: str, label: str)
     ends = point["interval"] and [[100 * point["interval"][1] - 100 * point["mean"]],
                                   [100 * point["mean"] - 100 * point["interval"][0]]]  # fmt: skip
     axes.errorbar([x], [error], yerr=ends, fmt="o", color=colour, markersize=5, capsize=3, label=label)
+
+
+def _duration(minutes: float) -> str:
+    """A round time, for a tick."""
+    return f"{minutes:g} min" if minutes >= 1 else f"{60 * minutes:.3g} s"
 
 
 def _error_scale(axes: Axes, accuracies: Sequence[float]) -> None:

@@ -193,7 +193,7 @@ def _time(line: Line, clock: str) -> str:
     if found is None:
         return "–"
     timed = sum(record.seconds(clock) is not None for record in line.records)
-    text = f"{found:.1f} s" if found < 100 else stopwatch(found)
+    text = stopwatch(found) if found >= 100 else f"{found:.2f} s" if found < 10 else f"{found:.1f} s"
     return text if timed == line.test.n else f"{text} (n = {timed})"
 
 
