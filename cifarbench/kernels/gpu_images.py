@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_norm import activated, slope
+from cifarbench.kernels.gpu_norm import activated, slope, tile_at
 
 _ROWS = 128  # pixels of a tile
 _PROGRAMS = 2048
@@ -18,20 +18,21 @@ _PROGRAMS = 2048
 
 @triton.jit
 def _whitened(
-    pixel, columns, named, images_ptr, weight_ptr, bias_ptr, pixels, height, width,
+    first, columns, images_ptr, weight_ptr, bias_ptr, pixels, height, width, channels,
     by_output, by_input, by_row, by_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The 2x2 convolution with its bias, before the activation, at these pixels: (ROWS, COLUMNS)."""
-    inside = pixel < pixels
+    """The 2x2 convolution with its bias, before the activation, at ROWS pixels from `first` on; places and mask."""
+    pixel, named = first + tl.arange(0, ROWS), columns < channels
     image, y, x = (pixel // (height * width)).to(tl.int64), pixel // width % height, pixel % width
     z = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.load(bias_ptr + columns, mask=named, other=0.0)[None, :]
     for tap in tl.static_range(12):
         channel, right, down = tap % 3, tap // 3 % 2, tap // 6
         place = ((image * (height + 1) + y + down) * (width + 1) + x + right) * 3 + channel
-        value = tl.load(images_ptr + place, mask=inside, other=0.0)
+        value = tl.load(images_ptr + place, mask=pixel < pixels, other=0.0)
         weights = columns * by_output + channel * by_input + down * by_row + right * by_column
         z += value[:, None] * tl.load(weight_ptr + weights, mask=named, other=0.0)[None, :]
-    return z
+    places, inside = tile_at(first, columns, pixels, channels, ROWS)
+    return z, places, inside
 
 
 @triton.jit
@@ -40,15 +41,11 @@ def _whiten(
     ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """act(convolution + bias)."""
-    pixel, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-    named = columns < channels
-    z = _whitened(
-        pixel, columns, named, images_ptr, weight_ptr, bias_ptr, pixels, height, width,
-        by_output, by_input, by_row, by_column, ROWS, COLUMNS,
+    z, places, inside = _whitened(
+        tl.program_id(0) * ROWS, tl.arange(0, COLUMNS), images_ptr, weight_ptr, bias_ptr, pixels, height, width,
+        channels, by_output, by_input, by_row, by_column, ROWS, COLUMNS,
     )  # fmt: skip
-    place = pixel.to(tl.int64)[:, None] * channels + columns[None, :]
-    inside = (pixel < pixels)[:, None] & named[None, :]
-    tl.store(y_ptr + place, activated(z, ACT).to(y_ptr.dtype.element_ty), mask=inside)
+    tl.store(y_ptr + places, activated(z, ACT).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -58,18 +55,15 @@ def _bias_sums(
 ):  # fmt: skip
     """Sums of the gradient before the activation over this program's `share` of the pixels: partial (programs, C)."""
     columns = tl.arange(0, COLUMNS)
-    named = columns < channels
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, share, ROWS):
-        pixel = tl.program_id(0) * share + start + tl.arange(0, ROWS)
-        z = _whitened(
-            pixel, columns, named, images_ptr, weight_ptr, bias_ptr, pixels, height, width,
-            by_output, by_input, by_row, by_column, ROWS, COLUMNS,
+        z, places, inside = _whitened(
+            tl.program_id(0) * share + start, columns, images_ptr, weight_ptr, bias_ptr, pixels, height, width,
+            channels, by_output, by_input, by_row, by_column, ROWS, COLUMNS,
         )  # fmt: skip
-        place = pixel.to(tl.int64)[:, None] * channels + columns[None, :]
-        inside = (pixel < pixels)[:, None] & named[None, :]
-        total += tl.load(grad_ptr + place, mask=inside, other=0.0).to(tl.float32) * slope(z, ACT)
-    tl.store(partial_ptr + tl.program_id(0) * channels + columns, tl.sum(total, 0), mask=named)
+        total += tl.load(grad_ptr + places, mask=inside, other=0.0).to(tl.float32) * slope(z, ACT)
+    place = partial_ptr + tl.program_id(0) * channels + columns
+    tl.store(place, tl.sum(total, 0), mask=columns < channels)
 
 
 @triton.jit

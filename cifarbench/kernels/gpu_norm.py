@@ -58,7 +58,7 @@ def slope(z, ACT: tl.constexpr):
 
 
 @triton.jit
-def _tile(first, columns, rows, channels, ROWS: tl.constexpr):
+def tile_at(first, columns, rows, channels, ROWS: tl.constexpr):
     """Places (ROWS, COLUMNS) of these columns in the rows from `first` on, and which of them are in the matrix."""
     row = first + tl.arange(0, ROWS)
     inside = (row < rows)[:, None] & (columns < channels)[None, :]
@@ -75,7 +75,7 @@ def _moments(x_ptr, partial_ptr, rows, channels, share, ROWS: tl.constexpr, COLU
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     squares = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, share, ROWS):
-        places, inside = _tile(first + start, columns, rows, channels, ROWS)
+        places, inside = tile_at(first + start, columns, rows, channels, ROWS)
         x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
         moved = tl.where(inside, x - pivot[None, :], 0.0)
         total += moved
@@ -142,7 +142,7 @@ def _affine(
     """y = act(x * scale + shift + added)."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     named = columns < channels
-    places, inside = _tile(tl.program_id(0) * ROWS, columns, rows, channels, ROWS)
+    places, inside = tile_at(tl.program_id(0) * ROWS, columns, rows, channels, ROWS)
     x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
     z = _z(x, added_ptr, scale_ptr, shift_ptr, columns, named, places, inside, ADDS)
     tl.store(y_ptr + places, activated(z, ACT).to(y_ptr.dtype.element_ty), mask=inside)
@@ -163,7 +163,7 @@ def _gradient_sums(
     plain = tl.zeros((ROWS, COLUMNS), tl.float32)
     turned = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, share, ROWS):
-        places, inside = _tile(first + start, columns, rows, channels, ROWS)
+        places, inside = tile_at(first + start, columns, rows, channels, ROWS)
         x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
         z = _z(x, added_ptr, scale_ptr, shift_ptr, columns, named, places, inside, ADDS)
         dz = tl.load(grad_ptr + places, mask=inside, other=0.0).to(tl.float32) * slope(z, ACT)
@@ -192,7 +192,7 @@ def _gradient(
     """dx = scale · (dz - mean(dz) - x̂ · mean(dz·x̂)), and dz as the gradient of what was added."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     named = columns < channels
-    places, inside = _tile(tl.program_id(0) * ROWS, columns, rows, channels, ROWS)
+    places, inside = tile_at(tl.program_id(0) * ROWS, columns, rows, channels, ROWS)
     mean = tl.load(stats_ptr + columns, mask=named, other=0.0)
     rstd = tl.load(stats_ptr + channels + columns, mask=named, other=0.0)
     scale_ptr, shift_ptr = stats_ptr + 2 * channels, stats_ptr + 3 * channels
