@@ -95,10 +95,19 @@ def reference(weights, gradients, lr, momentum, steps, rescale):
     return weights
 
 
+def rate_on_the_device(optimizer: Muon, scale: float) -> None:
+    """Let the steps take their rate as recorded ones do, of which `scale` is one share and `initial_lr` the other."""
+    optimizer.scale = torch.tensor(scale, dtype=optimizer.param_groups[0]["params"][0].dtype)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"] / scale
+        group["lr"] = float("nan")  # which must not be looked at
+
+
+@pytest.mark.parametrize("recorded", [True, False])
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (16, 2, 1, 1), (5, 7)])
-def test_steps_follow_the_formula(shape, rescale, together, monkeypatch):
+def test_steps_follow_the_formula(shape, rescale, together, recorded, monkeypatch):
     generator = torch.Generator().manual_seed(1)
     weights = torch.randn(shape, generator=generator, dtype=torch.float64)
     gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
@@ -109,6 +118,8 @@ def test_steps_follow_the_formula(shape, rescale, together, monkeypatch):
     monkeypatch.setattr(muon, "_stacks", lambda shapes, **_: stacks(shapes, together))
     monkeypatch.setattr(muon, "_FILLED", 100)
     optimizer = Muon([{"params": [parameter, twin, other]}], 0.1, momentum=0.6, rescale=rescale, dtype=torch.float64)
+    if recorded:
+        rate_on_the_device(optimizer, 0.25)
     for gradient in gradients:
         parameter.grad, twin.grad, other.grad = gradient, -gradient, other.detach().clone()
         optimizer.step()
@@ -117,13 +128,16 @@ def test_steps_follow_the_formula(shape, rescale, together, monkeypatch):
     torch.testing.assert_close(parameter.detach().flatten(1), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_other_groups_step_as_torch_sgd_does():
+@pytest.mark.parametrize("recorded", [True, False])
+def test_the_other_groups_step_as_torch_sgd_does(recorded):
     generator = torch.Generator().manual_seed(2)
     start = torch.randn(6, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     options = {"lr": 0.05, "momentum": 0.85, "weight_decay": 0.01}
     muon = Muon([{"params": [ours], "orthogonal": False, **options}], 1.0, momentum=0.1)
     sgd = torch.optim.SGD([theirs], nesterov=True, **options)
+    if recorded:
+        rate_on_the_device(muon, 0.25)
     for _ in range(4):
         ours.grad = torch.randn(6, generator=generator)
         theirs.grad = ours.grad.clone()

@@ -135,11 +135,12 @@ class Muon(torch.optim.Optimizer):
         gradients = [_matrix(update, parameter) for update, parameter in zip(updates, parameters, strict=True)]
         if group["rescale"]:
             _rescale(matrices)
+        rate, factor = (lr, 1.0) if isinstance(lr, Tensor) else (None, lr)
         for indices in _stacks([matrix.shape for matrix in matrices], together=matrices[0].is_cuda):
-            turned = _orthogonalised([gradients[index] for index in indices], group["steps"], self.dtype)
+            turned = _orthogonalised([gradients[index] for index in indices], group["steps"], self.dtype, rate)
             for index, update in zip(indices, turned, strict=True):
                 rows, columns = matrices[index].shape
-                _subtract([matrices[index]], [update], lr * max(1.0, rows / columns) ** 0.5)
+                _subtract([matrices[index]], [update], factor * max(1.0, rows / columns) ** 0.5)
 
 
 def _stacks(shapes: list[torch.Size], together: bool) -> list[list[int]]:
@@ -153,19 +154,26 @@ def _stacks(shapes: list[torch.Size], together: bool) -> list[list[int]]:
     return list(alike.values())
 
 
-def _orthogonalised(matrices: list[Tensor], steps: int, dtype: torch.dtype) -> list[Tensor]:
-    """`orthogonalise` for matrices of any shapes: the smaller ones get zeros, which change no norm and no product."""
+def _orthogonalised(matrices: list[Tensor], steps: int, dtype: torch.dtype, rate: Tensor | None = None) -> list[Tensor]:
+    """`orthogonalise` for matrices of any shapes: the smaller ones get zeros, which change no norm and no product.
+
+    Where there is a `rate`, a scalar on their device, they come times it, in its dtype.
+    """
     if len({matrix.shape for matrix in matrices}) == 1:
         stacked = torch.stack(matrices) if len(matrices) > 1 else matrices[0][None]  # a view: nothing is copied
-        return list(orthogonalise(stacked, steps, dtype))
+        return list(_times(orthogonalise(stacked, steps, dtype), rate))
     wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.mT for matrix in matrices]
     rows, columns = (max(matrix.shape[side] for matrix in wide) for side in (0, 1))
     stacked = matrices[0].new_zeros(len(wide), rows, columns)
     for place, matrix in zip(stacked, wide, strict=True):
         place[: len(matrix), : matrix.shape[1]] = matrix
-    turned = zip(orthogonalise(stacked, steps, dtype), wide, matrices, strict=True)
+    turned = zip(_times(orthogonalise(stacked, steps, dtype), rate), wide, matrices, strict=True)
     cut = [(full[: len(part), : part.shape[1]], part is matrix) for full, part, matrix in turned]
     return [part if is_wide else part.mT for part, is_wide in cut]
+
+
+def _times(stacked: Tensor, rate: Tensor | None) -> Tensor:
+    return stacked if rate is None else stacked * rate.view(1, 1, 1)  # with dimensions, its dtype counts
 
 
 def _rescale(matrices: list[Tensor]) -> None:
@@ -190,7 +198,6 @@ def _matrix(values: Tensor, parameter: Tensor) -> Tensor:
 def _subtract(parameters: list[Tensor], updates: list[Tensor], lr: float | Tensor) -> None:
     """Take lr times the updates off."""
     if isinstance(lr, Tensor):
-        updates = [update.to(lr.dtype) * lr for update in updates]
-        torch._foreach_sub_(parameters, updates)
+        torch._foreach_sub_(parameters, torch._foreach_mul(updates, lr))
     else:
         torch._foreach_add_(parameters, updates, alpha=-lr)
