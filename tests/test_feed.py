@@ -70,6 +70,6 @@ def test_an_epoch_is_moved_once_and_anew_for_other_images_or_when_told(monkeypat
 def test_a_run_that_moves_ahead_ends_as_one_that_does_not(tmp_path, monkeypatch):
     words = ["augment=strong", "trainer.sizes=[24]", "trainer.size_until=[1epochs]", "trainer.untimed_steps=1"]
     fit(tiny_config(*words), tmp_path / "by step")
-    monkeypatch.setattr(steps, "Feed", lambda augment, seed, ahead, shrink: Feed(augment, seed, True, shrink))
+    monkeypatch.setattr(steps, "Feed", lambda augment, seed, ahead, kernels: Feed(augment, seed, True, kernels))
     fit(tiny_config(*words), tmp_path / "ahead")
     assert weights_of(tmp_path / "ahead") == weights_of(tmp_path / "by step")

@@ -10,10 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from test_augment import EVERYTHING, MEAN, OFF, STD
+from test_feed import portion
 from test_kernels import ACTS, SHAPES, distance, drawn, in_float64
 
+from cifarbench.config.augment import AugmentConfig
+from cifarbench.config.keys import build
 from cifarbench.data import image_ops
+from cifarbench.data.augment import Augment
 from cifarbench.kernels import gpu
+from cifarbench.training.feed import Feed
 
 gpu_pool = pytest.importorskip("cifarbench.kernels.gpu_pool", reason="needs Triton", exc_type=ImportError)
 
@@ -110,6 +116,34 @@ def test_smaller_images_are_torchs():
         assert found.is_contiguous(memory_format=torch.channels_last)
 
 
+MOVED = {"flip": 0.5, "vertical_flip": 0.5, "crop_padding": 4, "cutout": 9}
+
+
+@pytest.mark.parametrize("size", [24, 32])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, MOVED, {**MOVED, "crop_fill": "reflect"}, {"flip": 1.0, "flip_alternates": True}, {"cutout": 40}],
+    ids=["nothing", "black", "reflected", "mirrored", "hidden"],
+)
+def test_images_taken_by_one_kernel_are_those_of_the_augmentation(changes, size):
+    config = build(AugmentConfig, {**OFF, **changes}, "augment")
+    assert config.only_moves
+    augment, train = Augment(config, MEAN, STD, channels_last=True), portion(24).to(DEVICE)
+    ours, theirs = Feed(augment, 3, ahead=False, kernels=True), Feed(augment, 3, ahead=False)
+    positions = torch.tensor([23, 0, 7, 7, 12], device=DEVICE)
+    for epoch in (0, 1):
+        found, true = (each(train, positions, epoch, size) for each in (ours, theirs))
+        torch.testing.assert_close(found[0], true[0], rtol=1e-5, atol=1e-5)
+        assert torch.equal(found[1], true[1])
+        assert found[0].is_contiguous(memory_format=torch.channels_last)
+    assert (ours.takes, theirs.takes) == (True, False)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERYTHING if name not in MOVED])
+def test_what_else_an_augmentation_does_keeps_it_from_that_kernel(name):
+    assert not build(AugmentConfig, {**OFF, name: EVERYTHING[name]}, "augment").only_moves
+
+
 @pytest.mark.parametrize("act", ACTS)
 def test_whitening_with_its_activation_and_the_gradient_of_its_bias_are_those_of_float64(act):
     images, weight, bias = drawn(3, 3, 11, 9), drawn(24, 3, 2, 2, seed=1) - 1, torch.linspace(-1, 1, 24)
@@ -130,7 +164,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path, capability):
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(script.parents[1])}
     ended = subprocess.run([sys.executable, script, capability], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) == 11
+    assert int(ended.stdout) == 12
 
 
 def test_where_no_kernel_can_be_built_torchs_operations_are_taken(monkeypatch):

@@ -11,19 +11,19 @@ from triton.compiler import ASTSource
 from cifarbench.kernels import gpu_images, gpu_norm, gpu_pool
 
 MAPS = ("x_ptr", "added_ptr", "y_ptr", "grad_ptr", "dx_ptr", "dadded_ptr")
-INTEGERS = {"counter_ptr": "*i64", "which_ptr": "*u8"}
-FLOATS = ("eps", "momentum", "pixel_height", "pixel_width")
+TYPES = {"counter_ptr": "*i64", "positions_ptr": "*i64", "moves_ptr": "*i32", "which_ptr": "*u8", "bytes_ptr": "*u8"}
+TYPES |= {"slope_ptr": "*fp16"} | dict.fromkeys(MAPS, "*bf16")
+FLOATS = ("eps", "momentum", "pixel_height", "pixel_width", "pixel_side")
 TOTAL = gpu_norm._total  # which others call
-CONSTANTS = {"ACT": "gelu", "ADDS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64}
+CONSTANTS = {"ACT": "gelu", "ADDS": True, "KEEPS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64}
+CONSTANTS |= {"SIDE": 32, "HOLE": 12, "REFLECTS": True, "CORNERS": 4}
 
 
 def kind(name: str) -> str:
     """The type of an argument, which its name says; maps are bfloat16."""
     if name in CONSTANTS:
         return "constexpr"
-    if name in MAPS:
-        return "*bf16"
-    return INTEGERS.get(name) or ("*fp32" if name.endswith("_ptr") else "fp32" if name in FLOATS else "i32")
+    return TYPES.get(name) or ("*fp32" if name.endswith("_ptr") else "fp32" if name in FLOATS else "i32")
 
 
 def kernels() -> list[triton.JITFunction]:

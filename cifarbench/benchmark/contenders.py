@@ -110,12 +110,12 @@ class Contender:
     def _moving_ahead(self) -> float:
         """Seconds per image of what the feed does once an epoch and not in every step."""
         feed, train = self.training.feed, self.training.setting.train
-        if not feed.ahead:
+        if not feed.prepares:
             return 0.0
         spent = {"ahead": 0.0}
         feed.forget()
         with self._timer("ahead", spent):
-            feed.all_moved(train, 0)
+            feed.all_ready(train, 0)
         return spent["ahead"] / len(train)
 
     def _micro_batches(self) -> tuple[Tensor, ...]:

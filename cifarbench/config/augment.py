@@ -67,3 +67,9 @@ class AugmentConfig:
     def mixes(self) -> bool:
         """Whether images are mixed in pairs, which makes the targets soft."""
         return max(self.mixup, self.cutmix) > 0
+
+    @property
+    def only_moves(self) -> bool:
+        """Whether mirroring, cropping and cutout are all that is on."""
+        colours = self.brightness, self.contrast, self.saturation, self.hue, self.gaussian_noise, self.salt_pepper
+        return not (self.warps or self.mixes or self.policy != "none" or any(colours))

@@ -64,6 +64,23 @@ class Augment:
         normal = self._cutout(normal, draws)
         return normal.contiguous(memory_format=torch.channels_last) if self.channels_last else normal
 
+    def moves(self, draws: Draws, side: int) -> Tensor:
+        """Mirroring, cropping and cutout of images of `side` px, where the config `only_moves`: (B, 6) int32.
+
+        Of each image: whether it is mirrored, and upside down (0 or 1); then, in that image, the row and column at
+        which the crop begins; then, in the crop, those at which the hole begins. Both may begin outside.
+        """
+        config, none = self.config, draws.images.new_zeros(len(draws.images), 2)
+        mirrored = self._mirrored(draws) if config.flip else none[:, 0]
+        upturned = draws.coin("vertical_flip", config.vertical_flip) if config.vertical_flip else none[:, 0]
+        crop = self._corner(draws) - config.crop_padding if config.crop_padding else none
+        hole = _centres("cutout", side, side, draws) - config.cutout // 2 if config.cutout else none
+        return torch.cat((mirrored[:, None], upturned[:, None], crop, hole), dim=1).to(torch.int32)
+
+    def scale_and_shift(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """What normalises a byte of each channel, byte · scale - shift: two of (1, 3, 1, 1) float32."""
+        return _scale_and_shift(self.mean, self.std, 255.0, device)
+
     def view(self, images: Tensor, draws: Draws) -> Tensor:
         """All four steps, put back on the scale of bytes, for people: (B, 3, H, W) uint8 to the same."""
         shown, _ = self.mix(self(images, draws), torch.zeros_like(draws.images), draws)  # a picture shows no target
@@ -120,8 +137,12 @@ class Augment:
         padding = self.config.crop_padding
         if not padding:
             return images
-        top, left = draws.integers("crop", 2 * padding + 1, 2).unbind(1)
+        top, left = self._corner(draws).unbind(1)
         return image_ops.crop(images, top, left, padding, self.config.crop_fill)
+
+    def _corner(self, draws: Draws) -> Tensor:
+        """Row and column of each crop's first pixel in the image with its border, (B, 2) int64."""
+        return draws.integers("crop", 2 * self.config.crop_padding + 1, 2)
 
     def _affine(self, images: Tensor, draws: Draws) -> Tensor:
         config = self.config
@@ -176,8 +197,9 @@ class Augment:
         """Cutout (DeVries & Taylor 2017): a square about any pixel, so that part of it may lie outside."""
         if not self.config.cutout:
             return images
-        centre = _centres("cutout", images, draws)
-        hole = image_ops.box(centre, torch.full_like(centre, self.config.cutout), *images.shape[2:])
+        height, width = images.shape[2:]
+        centre = _centres("cutout", height, width, draws)
+        hole = image_ops.box(centre, torch.full_like(centre, self.config.cutout), height, width)
         return images.masked_fill_(hole, 0.0)
 
 
@@ -196,10 +218,13 @@ def normalise(images: Tensor, mean: Triple, std: Triple) -> Tensor:
     Returns:
         (B, 3, H, W) float32, never `images` itself.
     """
-    peak = 1.0 if images.is_floating_point() else 255.0
-    scale = _channels(tuple(1.0 / (peak * value) for value in std), images.device)
-    shift = _channels(tuple(m / s for m, s in zip(mean, std, strict=True)), images.device)
+    scale, shift = _scale_and_shift(mean, std, 1.0 if images.is_floating_point() else 255.0, images.device)
     return (images * scale).sub_(shift)
+
+
+def _scale_and_shift(mean: Triple, std: Triple, peak: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    scale = _channels(tuple(1.0 / (peak * value) for value in std), device)
+    return scale, _channels(tuple(m / s for m, s in zip(mean, std, strict=True)), device)
 
 
 @functools.cache
@@ -208,9 +233,8 @@ def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
-def _centres(stream: str, images: Tensor, draws: Draws) -> Tensor:
+def _centres(stream: str, height: int, width: int, draws: Draws) -> Tensor:
     """A row and a column of each image: (B, 2) int64."""
-    height, width = images.shape[2:]
     return torch.stack((draws.integers(f"{stream}.row", height), draws.integers(f"{stream}.column", width)), dim=1)
 
 
@@ -224,4 +248,4 @@ def _cutmix_share(images: Tensor, draws: Draws, alpha: float) -> Tensor:
     side = (1.0 - draws.beta("cutmix", alpha)).clamp(0, 1).sqrt()
     height, width = images.shape[2:]
     size = torch.stack((side * height, side * width), dim=1).to(torch.int64)
-    return 1.0 - image_ops.box(_centres("cutmix", images, draws), size, height, width).to(images.dtype)
+    return 1.0 - image_ops.box(_centres("cutmix", height, width, draws), size, height, width).to(images.dtype)

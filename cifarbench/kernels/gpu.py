@@ -53,9 +53,9 @@ class NormActivation(torch.autograd.Function):
         """Maps (N, C, H, W): the activated ones."""
         from cifarbench.kernels.gpu_norm import norm_forward
 
-        y, stats = norm_forward(x, weight, bias, running, eps, momentum, act, added)
-        ctx.save_for_backward(x, added, stats)
-        ctx.act = act
+        y, stats, slopes = norm_forward(x, weight, bias, running, eps, momentum, act, added)
+        ctx.save_for_backward(x, added if slopes is None else None, stats, slopes)
+        ctx.act, ctx.adds = act, added is not None
         return y
 
     @staticmethod
@@ -64,8 +64,9 @@ class NormActivation(torch.autograd.Function):
         """The gradients of x, weight, bias and what was added."""
         from cifarbench.kernels.gpu_norm import norm_backward
 
-        x, added, stats = ctx.saved_tensors
-        dx, dadded, dweight, dbias = norm_backward(grad.contiguous(memory_format=LAYOUT), x, added, stats, ctx.act)
+        x, added, stats, slopes = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=LAYOUT)
+        dx, dadded, dweight, dbias = norm_backward(grad, x, added, stats, slopes, ctx.act, ctx.adds)
         return dx, dweight, dbias, dadded, None, None, None, None
 
 
@@ -130,3 +131,12 @@ def shrink(images: Tensor, size: int) -> Tensor:
 
     is_there = images.shape[-1] == size
     return images if is_there else gpu_images.shrink(images.contiguous(memory_format=LAYOUT), size)
+
+
+def take(
+    images: Tensor, positions: Tensor, moves: Tensor, size: int, scale: Tensor, shift: Tensor, hole: int, reflects: bool
+) -> Tensor:
+    """Stored images (N, 3, S, S) uint8 at `positions`, augmented in one kernel: see `gpu_images.take`."""
+    from cifarbench.kernels import gpu_images
+
+    return gpu_images.take(images.contiguous(), positions, moves, size, scale, shift, hole, reflects)

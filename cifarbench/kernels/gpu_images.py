@@ -1,6 +1,6 @@
-"""The whitening layer with its activation, and smaller images, for NVIDIA GPUs, in Triton; layouts as in `gpu_norm.py`.
+"""Images for NVIDIA GPUs, in Triton: augmented, made smaller, whitened; layouts as in `gpu_norm.py`.
 
-Images are (N, 3, H, W) float32 in channels_last memory.
+Images are (N, 3, H, W) float32 in channels_last memory, stored ones uint8 and contiguous.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_norm import activated, slope, tile_at
+from cifarbench.kernels.gpu_tiles import activated, slope, tile_at
 
 _ROWS = 128  # pixels of a tile
 _PROGRAMS = 2048
@@ -67,25 +67,83 @@ def _bias_sums(
 
 
 @triton.jit
+def _corners(pixel, tall, wide, height, width, pixel_height, pixel_width):
+    """Rows and columns about the place in (height, width) of each pixel of (tall, wide), and how far it is beyond."""
+    y = tl.maximum((pixel // wide % tall + 0.5) * pixel_height - 0.5, 0.0)
+    x = tl.maximum((pixel % wide + 0.5) * pixel_width - 0.5, 0.0)
+    top, left = y.to(tl.int32), x.to(tl.int32)
+    return top, tl.minimum(top + 1, height - 1), left, tl.minimum(left + 1, width - 1), y - top, x - left
+
+
+@triton.jit
 def _shrink(images_ptr, y_ptr, pixels, height, width, tall, wide, pixel_height, pixel_width, ROWS: tl.constexpr):
     """Bilinear: each pixel from the four about its place, (tall, wide) from (height, width)."""
     pixel, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, 4)
     inside = (pixel < pixels)[:, None] & (channel < 3)[None, :]
     image = (pixel // (tall * wide)).to(tl.int64)
-    y = tl.maximum((pixel // wide % tall + 0.5) * pixel_height - 0.5, 0.0)
-    x = tl.maximum((pixel % wide + 0.5) * pixel_width - 0.5, 0.0)
-    top, left = y.to(tl.int32), x.to(tl.int32)
-    bottom, right = tl.minimum(top + 1, height - 1), tl.minimum(left + 1, width - 1)
-    down, across = (y - top)[:, None], (x - left)[:, None]
+    top, bottom, left, right, down, across = _corners(pixel, tall, wide, height, width, pixel_height, pixel_width)
     first = images_ptr + ((image * height + top) * width)[:, None] * 3 + channel[None, :]
     second = images_ptr + ((image * height + bottom) * width)[:, None] * 3 + channel[None, :]
-    left, right = left[:, None] * 3, right[:, None] * 3
+    left, right, down, across = left[:, None] * 3, right[:, None] * 3, down[:, None], across[:, None]
     above = tl.load(first + left, mask=inside, other=0.0) * (1.0 - across)
     above += tl.load(first + right, mask=inside, other=0.0) * across
     below = tl.load(second + left, mask=inside, other=0.0) * (1.0 - across)
     below += tl.load(second + right, mask=inside, other=0.0) * across
     place = pixel.to(tl.int64)[:, None] * 3 + channel[None, :]
     tl.store(y_ptr + place, above * (1.0 - down) + below * down, mask=inside)
+
+
+@triton.jit
+def _source(place, shift, is_turned, SIDE: tl.constexpr, REFLECTS: tl.constexpr):
+    """Where on a side of the stored image each `place` of the moved one comes from, and whether that is inside."""
+    place = place + shift
+    if REFLECTS:
+        place = tl.where(place < 0, -place, place)
+        place = tl.where(place < SIDE, place, 2 * SIDE - 2 - place)
+    inside = (place >= 0) & (place < SIDE)
+    return tl.where(is_turned != 0, SIDE - 1 - place, place), inside
+
+
+@triton.jit
+def _moved(y, x, move, stored, scale, shift, inside, SIDE: tl.constexpr, HOLE: tl.constexpr, REFLECTS: tl.constexpr):
+    """Normalised numbers (ROWS, 4) at rows `y` and columns `x` of images that `move` tells of, stored from `stored`."""
+    row, is_row = _source(y, tl.load(move + 2), tl.load(move + 1), SIDE, REFLECTS)
+    column, is_column = _source(x, tl.load(move + 3), tl.load(move), SIDE, REFLECTS)
+    value = tl.load(stored + (row * SIDE + column)[:, None], mask=inside & (is_row & is_column)[:, None], other=0)
+    value = value.to(tl.float32) * scale - shift
+    if HOLE > 0:
+        below, beyond = y - tl.load(move + 4), x - tl.load(move + 5)
+        is_hole = (below >= 0) & (below < HOLE) & (beyond >= 0) & (beyond < HOLE)
+        value = tl.where(is_hole[:, None], 0.0, value)
+    return value
+
+
+@triton.jit
+def _take(
+    bytes_ptr, positions_ptr, moves_ptr, scale_ptr, shift_ptr, y_ptr, pixels, size, pixel_side,
+    SIDE: tl.constexpr, HOLE: tl.constexpr, REFLECTS: tl.constexpr, CORNERS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Images at `positions` moved, normalised and brought from (SIDE, SIDE) to (size, size), bilinear of 4 CORNERS."""
+    pixel, channel = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, 4)
+    inside = (pixel < pixels)[:, None] & (channel < 3)[None, :]
+    image = tl.load(positions_ptr + pixel // (size * size), mask=pixel < pixels, other=0)
+    scale = tl.load(scale_ptr + channel, mask=channel < 3, other=0.0)[None, :]
+    shift = tl.load(shift_ptr + channel, mask=channel < 3, other=0.0)[None, :]
+    stored = bytes_ptr + (image * (3 * SIDE * SIDE))[:, None] + channel[None, :] * (SIDE * SIDE)
+    top, bottom, left, right, down, across = _corners(pixel, size, size, SIDE, SIDE, pixel_side, pixel_side)
+    total = tl.zeros((ROWS, 4), tl.float32)
+    for corner in tl.static_range(CORNERS):
+        if corner < 2:
+            y, weight = top, 1.0 - down
+        else:
+            y, weight = bottom, down
+        if corner % 2 == 0:
+            x, weight = left, weight * (1.0 - across)
+        else:
+            x, weight = right, weight * across
+        value = _moved(y, x, moves_ptr + image * 6, stored, scale, shift, inside, SIDE, HOLE, REFLECTS)
+        total += value * weight[:, None]
+    tl.store(y_ptr + pixel.to(tl.int64)[:, None] * 3 + channel[None, :], total, mask=inside)
 
 
 def whiten(images: Tensor, weight: Tensor, bias: Tensor, act: str, dtype: torch.dtype) -> Tensor:
@@ -132,6 +190,30 @@ def shrink(images: Tensor, size: int) -> Tensor:
     y = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
     pixels = count * size * size
     _shrink[(-(-pixels // _ROWS),)](images, y, pixels, height, width, size, size, height / size, width / size, _ROWS)
+    return y
+
+
+def take(
+    images: Tensor, positions: Tensor, moves: Tensor, size: int, scale: Tensor, shift: Tensor, hole: int, reflects: bool
+) -> Tensor:
+    """Stored images as floats (B, 3, size, size), each moved, then scaled and shifted by channel.
+
+    Args:
+        images: (N, 3, S, S) uint8.
+        positions: (B,) int64, which of them.
+        moves: (N, 6) int32, as `Augment.moves` gives them.
+        size: px a side, bilinear without antialiasing.
+        scale, shift: three float32 each, a number becoming itself · scale - shift.
+        hole: px a side of the square that is set to zero after that; 0 for none.
+        reflects: whether beyond the image's border there is its reflection; else black.
+    """
+    side, shape = images.shape[-1], (len(positions), 3, size, size)
+    y = torch.empty(shape, device=images.device, memory_format=torch.channels_last)
+    pixels, corners = len(positions) * size * size, 1 if size == side else 4
+    grid = (-(-pixels // _ROWS),)
+    _take[grid](
+        images, positions, moves, scale, shift, y, pixels, size, side / size, side, hole, reflects, corners, _ROWS
+    )
     return y
 
 

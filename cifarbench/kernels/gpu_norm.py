@@ -1,7 +1,8 @@
 """Batch norm with its activation for NVIDIA GPUs: kernels in Triton, the language of torch's compiler.
 
 These operations move bytes and compute little, so each map is read and written as seldom as can be: a batch norm, the
-shortcut and the activation after it are one operation, and the backward pass works the activation out again.
+shortcut and the activation after it are one operation. Only the derivatives of GELU and SiLU, dear to work out, are
+kept for the backward pass, in float16 beside maps in bfloat16.
 
 A map (N, C, H, W) in channels_last memory is a matrix of N·H·W rows, its pixels, and C columns; it is bfloat16 or
 float32, and all sums are float32. Statistics and parameters are (C,) float32.
@@ -14,55 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 4096  # numbers that a program holds at once
-_COLUMNS = 128  # of a tile at most
+from cifarbench.kernels.gpu_tiles import activated, slope, tile_at, tiling
+
 _PROGRAMS = 1024  # that share the rows of a sum: some for each of a large GPU's 132 processors
-
-
-@triton.jit
-def _bell_and_share(z):
-    """The normal density of `z`, and its distribution function by Abramowitz and Stegun (1964), 7.1.26, to 1e-7."""
-    bell = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-    t = 1.0 / (1.0 + 0.2316418882663604 * tl.abs(z))  # 0.3275911 / √2
-    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    tail = 1.2533141373155001 * bell * series  # half of erfc(|z| / √2)
-    return bell, tl.where(z < 0, tail, 1.0 - tail)
-
-
-@triton.jit
-def activated(z, ACT: tl.constexpr):
-    """The activation of `z`."""
-    if ACT == "relu":
-        z = tl.maximum(z, 0.0)
-    elif ACT == "gelu":
-        _, share = _bell_and_share(z)
-        z = z * share
-    elif ACT == "silu":
-        z = z * tl.sigmoid(z)
-    return z
-
-
-@triton.jit
-def slope(z, ACT: tl.constexpr):
-    """The derivative of the activation at `z`."""
-    rise = tl.full(z.shape, 1.0, tl.float32)
-    if ACT == "relu":
-        rise = tl.where(z > 0, 1.0, 0.0)
-    elif ACT == "gelu":
-        bell, share = _bell_and_share(z)
-        rise = share + z * bell
-    elif ACT == "silu":
-        share = tl.sigmoid(z)
-        rise = share * (1.0 + z * (1.0 - share))
-    return rise
-
-
-@triton.jit
-def tile_at(first, columns, rows, channels, ROWS: tl.constexpr):
-    """Places (ROWS, COLUMNS) of these columns in the rows from `first` on, and which of them are in the matrix."""
-    row = first + tl.arange(0, ROWS)
-    inside = (row < rows)[:, None] & (columns < channels)[None, :]
-    return row.to(tl.int64)[:, None] * channels + columns[None, :], inside
+KEPT = {"gelu", "silu"}  # activations whose derivatives are kept
+_OF_SLOPES = {torch.bfloat16: torch.float16, torch.float32: torch.float32}  # they lie in -0.13 .. 1.13
 
 
 @triton.jit
@@ -136,22 +93,38 @@ def _z(x, added_ptr, scale_ptr, shift_ptr, columns, named, places, inside, ADDS:
 
 @triton.jit
 def _affine(
-    x_ptr, added_ptr, y_ptr, scale_ptr, shift_ptr, rows, channels,
-    ACT: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    x_ptr, added_ptr, y_ptr, slope_ptr, scale_ptr, shift_ptr, rows, channels,
+    ACT: tl.constexpr, ADDS: tl.constexpr, KEEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """y = act(x * scale + shift + added)."""
+    """y = act(x * scale + shift + added) and, where it KEEPS it, the activation's derivative there."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     named = columns < channels
     places, inside = tile_at(tl.program_id(0) * ROWS, columns, rows, channels, ROWS)
     x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
     z = _z(x, added_ptr, scale_ptr, shift_ptr, columns, named, places, inside, ADDS)
     tl.store(y_ptr + places, activated(z, ACT).to(y_ptr.dtype.element_ty), mask=inside)
+    if KEEPS:
+        tl.store(slope_ptr + places, slope(z, ACT).to(slope_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _dz(
+    x, grad_ptr, added_ptr, slope_ptr, stats_ptr, channels, columns, named, places, inside,
+    ACT: tl.constexpr, ADDS: tl.constexpr, KEEPS: tl.constexpr,
+):  # fmt: skip
+    """The gradient before the activation, by its derivative, kept or worked out again."""
+    if KEEPS:
+        rise = tl.load(slope_ptr + places, mask=inside, other=0.0).to(tl.float32)
+    else:
+        scale_ptr, shift_ptr = stats_ptr + 2 * channels, stats_ptr + 3 * channels
+        rise = slope(_z(x, added_ptr, scale_ptr, shift_ptr, columns, named, places, inside, ADDS), ACT)
+    return tl.load(grad_ptr + places, mask=inside, other=0.0).to(tl.float32) * rise
 
 
 @triton.jit
 def _gradient_sums(
-    grad_ptr, x_ptr, added_ptr, stats_ptr, partial_ptr, rows, channels, share,
-    ACT: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad_ptr, x_ptr, added_ptr, slope_ptr, stats_ptr, partial_ptr, rows, channels, share,
+    ACT: tl.constexpr, ADDS: tl.constexpr, KEEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Sums of dz and dz·x̂ over this program's `share` of the rows: partial (2, programs, C)."""
     first = tl.program_id(0) * share
@@ -159,14 +132,14 @@ def _gradient_sums(
     named = columns < channels
     mean = tl.load(stats_ptr + columns, mask=named, other=0.0)
     rstd = tl.load(stats_ptr + channels + columns, mask=named, other=0.0)
-    scale_ptr, shift_ptr = stats_ptr + 2 * channels, stats_ptr + 3 * channels
     plain = tl.zeros((ROWS, COLUMNS), tl.float32)
     turned = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, share, ROWS):
         places, inside = tile_at(first + start, columns, rows, channels, ROWS)
         x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
-        z = _z(x, added_ptr, scale_ptr, shift_ptr, columns, named, places, inside, ADDS)
-        dz = tl.load(grad_ptr + places, mask=inside, other=0.0).to(tl.float32) * slope(z, ACT)
+        dz = _dz(
+            x, grad_ptr, added_ptr, slope_ptr, stats_ptr, channels, columns, named, places, inside, ACT, ADDS, KEEPS
+        )
         plain += dz
         turned += dz * (x - mean[None, :]) * rstd[None, :]
     place = partial_ptr + tl.program_id(0) * channels + columns
@@ -186,8 +159,8 @@ def _two_totals(partial_ptr, out_ptr, programs, channels, PARTS: tl.constexpr, C
 
 @triton.jit
 def _gradient(
-    grad_ptr, x_ptr, added_ptr, stats_ptr, sums_ptr, dx_ptr, dadded_ptr, rows, channels,
-    ACT: tl.constexpr, ADDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad_ptr, x_ptr, added_ptr, slope_ptr, stats_ptr, sums_ptr, dx_ptr, dadded_ptr, rows, channels,
+    ACT: tl.constexpr, ADDS: tl.constexpr, KEEPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """dx = scale · (dz - mean(dz) - x̂ · mean(dz·x̂)), and dz as the gradient of what was added."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -195,14 +168,12 @@ def _gradient(
     places, inside = tile_at(tl.program_id(0) * ROWS, columns, rows, channels, ROWS)
     mean = tl.load(stats_ptr + columns, mask=named, other=0.0)
     rstd = tl.load(stats_ptr + channels + columns, mask=named, other=0.0)
-    scale_ptr, shift_ptr = stats_ptr + 2 * channels, stats_ptr + 3 * channels
     plain = tl.load(sums_ptr + columns, mask=named, other=0.0) / rows
     turned = tl.load(sums_ptr + channels + columns, mask=named, other=0.0) / rows
     x = tl.load(x_ptr + places, mask=inside, other=0.0).to(tl.float32)
-    z = _z(x, added_ptr, scale_ptr, shift_ptr, columns, named, places, inside, ADDS)
-    dz = tl.load(grad_ptr + places, mask=inside, other=0.0).to(tl.float32) * slope(z, ACT)
+    dz = _dz(x, grad_ptr, added_ptr, slope_ptr, stats_ptr, channels, columns, named, places, inside, ACT, ADDS, KEEPS)
     normal = (x - mean[None, :]) * rstd[None, :]
-    scale = tl.load(scale_ptr + columns, mask=named, other=0.0)
+    scale = tl.load(stats_ptr + 2 * channels + columns, mask=named, other=0.0)
     dx = scale[None, :] * (dz - plain[None, :] - normal * turned[None, :])
     tl.store(dx_ptr + places, dx.to(dx_ptr.dtype.element_ty), mask=inside)
     if ADDS:
@@ -215,8 +186,10 @@ def _gradient(
 def norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor, Tensor], eps: float, momentum: float,
     act: str, added: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """act(batch norm(x) + added), and the statistics for `norm_backward`; moves the `running` ones a step.
+) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """act(batch norm(x) + added), and for `norm_backward` the statistics and the derivatives of act, if it is in KEPT.
+
+    Moves the `running` statistics a step.
 
     Args:
         x: map (N, C, H, W).
@@ -233,34 +206,45 @@ def norm_forward(
     _statistics[_few(channels)](
         x, partial, weight, bias, stats, *running, grid[0], rows, channels, eps, momentum, **_FEW
     )
-    return affine_activation(x, stats[2], stats[3], act, added), stats
+    slopes = torch.empty_like(x, dtype=_OF_SLOPES[x.dtype]) if act in KEPT else None
+    return affine_activation(x, stats[2], stats[3], act, added, slopes), stats, slopes
 
 
 def norm_backward(
-    grad: Tensor, x: Tensor, added: Tensor | None, stats: Tensor, act: str
+    grad: Tensor, x: Tensor, added: Tensor | None, stats: Tensor, slopes: Tensor | None, act: str, adds: bool
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The gradients of x, of what was added, of weight and bias, from that of the output and `norm_forward`'s."""
+    """The gradients of x, of what was added, of weight and bias, from that of the output and `norm_forward`'s.
+
+    `added` itself is needed only where there are no `slopes`.
+    """
     rows, channels = _matrix(x)
     sums, dx = torch.empty(2, channels, device=x.device), torch.empty_like(x)
-    dadded = None if added is None else torch.empty_like(x)
+    dadded = torch.empty_like(x) if adds else None
     partial, grid, share, tile = _shared(x)
-    kind = {"ACT": act, "ADDS": added is not None}
-    other = x if added is None else added
-    _gradient_sums[grid](grad, x, other, stats, partial, rows, channels, share, **kind, **tile)
+    kind = {"ACT": act, "ADDS": adds, "KEEPS": slopes is not None}
+    kept = _or(added, x), _or(slopes, x), stats
+    _gradient_sums[grid](grad, x, *kept, partial, rows, channels, share, **kind, **tile)
     _two_totals[(*_few(channels), 2)](partial, sums, grid[0], channels, **_FEW)
     tile = tiling(x)
     whole = (-(-rows // tile["ROWS"]), grid[1])
-    _gradient[whole](grad, x, other, stats, sums, dx, dx if dadded is None else dadded, rows, channels, **kind, **tile)
+    _gradient[whole](grad, x, *kept, sums, dx, _or(dadded, dx), rows, channels, **kind, **tile)
     return dx, dadded, sums[1], sums[0]
 
 
-def affine_activation(x: Tensor, scale: Tensor, shift: Tensor, act: str, added: Tensor | None) -> Tensor:
-    """act(x * scale + shift + added) of maps (N, C, H, W), by (C,) float32."""
+def affine_activation(
+    x: Tensor, scale: Tensor, shift: Tensor, act: str, added: Tensor | None, slopes: Tensor | None = None
+) -> Tensor:
+    """act(x * scale + shift + added) of maps (N, C, H, W), by (C,) float32; its derivatives go to `slopes`."""
     (rows, channels), tile, y = _matrix(x), tiling(x), torch.empty_like(x)
     grid = -(-rows // tile["ROWS"]), -(-channels // tile["COLUMNS"])
-    other = x if added is None else added
-    _affine[grid](x, other, y, scale, shift, rows, channels, ACT=act, ADDS=added is not None, **tile)
+    kind = {"ACT": act, "ADDS": added is not None, "KEEPS": slopes is not None}
+    _affine[grid](x, _or(added, x), y, _or(slopes, x), scale, shift, rows, channels, **kind, **tile)
     return y
+
+
+def _or(tensor: Tensor | None, other: Tensor) -> Tensor:
+    """An address is needed also of what a kernel does not look at."""
+    return other if tensor is None else tensor
 
 
 # Of the short sums over programs: few columns a program, so that there are some programs.
@@ -273,12 +257,6 @@ def _few(channels: int) -> tuple[int]:
 
 def _matrix(x: Tensor) -> tuple[int, int]:
     return x.numel() // x.shape[1], x.shape[1]
-
-
-def tiling(x: Tensor, held: int = 1) -> dict[str, int]:
-    """Rows and columns of a tile of which a program holds so many."""
-    columns = min(triton.next_power_of_2(x.shape[1]), _COLUMNS)
-    return {"ROWS": max(_TILE // held // columns, 1), "COLUMNS": columns}
 
 
 def _shared(x: Tensor) -> tuple[Tensor, tuple[int, int], int, dict[str, int]]:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_norm import tiling
+from cifarbench.kernels.gpu_tiles import tiling
 
 
 @triton.jit

@@ -14,10 +14,8 @@ from cifarbench.compute import draw_from, widest_float
 from cifarbench.config.durations import RunLength
 from cifarbench.config.optim import PlateauConfig
 from cifarbench.config.schema import TrainConfig
-from cifarbench.data import image_ops
 from cifarbench.data.augment import Augment
 from cifarbench.data.batches import steps_per_epoch
-from cifarbench.kernels import gpu
 from cifarbench.kernels.modules import use_kernels
 from cifarbench.models.whitening import Whitening
 from cifarbench.optim.muon import Muon
@@ -58,8 +56,7 @@ class Steps:
         is_whole = not (trainer.limit_batches or trainer.overfit_batch or setting.world.size > 1)
         augment = Augment(config.augment, *setting.statistics, channels_last=trainer.channels_last)
         is_gpu = setting.compute.device.type == "cuda"
-        shrink = gpu.shrink if is_gpu and setting.compute.own_kernels else image_ops.shrink
-        self.feed = Feed(augment, config.seed, is_whole and is_gpu, shrink)
+        self.feed = Feed(augment, config.seed, is_whole and is_gpu, is_gpu and setting.compute.own_kernels)
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=widest_float(setting.compute.device), device=setting.compute.device)
         self.health = Health(setting.compute.device)

@@ -1,0 +1,62 @@
+"""What the kernels for NVIDIA GPUs share, in Triton: the tile of a matrix that a program holds, and activations."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_TILE = 4096  # numbers that a program holds at once
+_COLUMNS = 128  # of a tile at most
+
+
+def tiling(x: Tensor, held: int = 1) -> dict[str, int]:
+    """Rows and columns of a tile of which a program holds so many."""
+    columns = min(triton.next_power_of_2(x.shape[1]), _COLUMNS)
+    return {"ROWS": max(_TILE // held // columns, 1), "COLUMNS": columns}
+
+
+@triton.jit
+def tile_at(first, columns, rows, channels, ROWS: tl.constexpr):
+    """Places (ROWS, COLUMNS) of these columns in the rows from `first` on, and which of them are in the matrix."""
+    row = first + tl.arange(0, ROWS)
+    inside = (row < rows)[:, None] & (columns < channels)[None, :]
+    return row.to(tl.int64)[:, None] * channels + columns[None, :], inside
+
+
+@triton.jit
+def _bell_and_share(z):
+    """The normal density of `z`, and its distribution function by Abramowitz and Stegun (1964), 7.1.26, to 1e-7."""
+    bell = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    t = 1.0 / (1.0 + 0.2316418882663604 * tl.abs(z))  # 0.3275911 / √2
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    tail = 1.2533141373155001 * bell * series  # half of erfc(|z| / √2)
+    return bell, tl.where(z < 0, tail, 1.0 - tail)
+
+
+@triton.jit
+def activated(z, ACT: tl.constexpr):
+    """The activation of `z`."""
+    if ACT == "relu":
+        z = tl.maximum(z, 0.0)
+    elif ACT == "gelu":
+        _, share = _bell_and_share(z)
+        z = z * share
+    elif ACT == "silu":
+        z = z * tl.sigmoid(z)
+    return z
+
+
+@triton.jit
+def slope(z, ACT: tl.constexpr):
+    """The derivative of the activation at `z`."""
+    rise = tl.full(z.shape, 1.0, tl.float32)
+    if ACT == "relu":
+        rise = tl.where(z > 0, 1.0, 0.0)
+    elif ACT == "gelu":
+        bell, share = _bell_and_share(z)
+        rise = share + z * bell
+    elif ACT == "silu":
+        share = tl.sigmoid(z)
+        rise = share * (1.0 + z * (1.0 - share))
+    return rise
