@@ -34,6 +34,7 @@ def test_every_group_of_the_contract_has_its_options():
         "scheduler": {"constant", "step", "multistep", "linear", "cosine", "onecycle", "plateau"},
         "trainer": {"default", "quick"},
         "experiment": {"tutorial_cnn"},
+        "hardware": {"gpu"},
         "debug": {"overfit_batch", "limit"},
     }
     shipped: dict[str, set[str]] = {}
@@ -83,6 +84,16 @@ def test_the_options_of_an_experiment_may_be_typed_again(experiment):
 def test_every_experiment_can_be_tried_on_one_batch(experiment):
     config = load(TrainConfig, compose("train", [f"experiment={experiment}", "debug=overfit_batch"]))
     assert (config.augment.name, config.scheduler.name, config.trainer.overfit_batch) == ("none", "constant", True)
+
+
+def test_hardware_is_laid_over_an_experiment_and_changes_nothing_else():
+    alone = compose("train", ["experiment=speed94"])
+    there = compose("train", ["hardware=gpu", "experiment=speed94"])
+    gpu = {"device": "cuda", "micro_batch": None, "cuda_graphs": True, "deterministic": False}
+    assert alone["trainer"]["micro_batch"]
+    assert there == {**alone, "trainer": {**alone["trainer"], **gpu}}
+    typed = compose("train", ["hardware=gpu", "experiment=speed94", "trainer.deterministic=true"])
+    assert typed["trainer"]["deterministic"] is True
 
 
 def test_an_experiment_may_build_on_another(cli, tmp_path):

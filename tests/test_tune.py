@@ -92,7 +92,8 @@ def test_a_space_too_wide_is_refused(cli, space):
 
 
 def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
-    ended = cli("tune", *SMALL, "experiment=activations", "tune.trials=3", "tune.pruner=none")
+    here = ["hardware=gpu", "trainer.device=cpu", "trainer.cuda_graphs=false"]
+    ended = cli("tune", *SMALL, "experiment=activations", "tune.trials=3", "tune.pruner=none", *here)
     assert ended.code == 0, ended.err
     assert states(tmp_path) == ["COMPLETE"] * 3
     folder = tmp_path / "outputs" / "tune" / "s"
@@ -109,6 +110,7 @@ def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
     (tmp_path / "mine" / "experiment" / "best.yaml").write_text((folder / "best.yaml").read_text())
     shown = cli("train", "--config-dir", "mine", "experiment=best", "--cfg", "job")
     assert shown.code == 0, shown.err
+    assert "/hardware" not in (folder / "best.yaml").read_text(), "a recipe is for any machine"
     composed = yaml.safe_load(shown.out)
     trial = study_of(tmp_path).best_trial
     assert composed["optim"]["lr"] == pytest.approx(trial.params["optim.lr"], rel=1e-5)

@@ -12,7 +12,7 @@ from cifarbench.config.keys import nearest, unknown
 from cifarbench.config.load import CHOICES, VERBS
 from cifarbench.errors import ConfigError
 
-GLOBAL_GROUPS = ("experiment", "debug")  # groups whose options set keys of other groups
+GLOBAL_GROUPS = ("experiment", "hardware", "debug")  # groups whose options set keys of other groups
 _PLAIN = re.compile(r"([A-Za-z_]\w*)(\.[\w.]*)?=(.*)", re.DOTALL)
 _CONFIG_FLAGS = ("--config-", "-cd", "-cp", "-cn")
 _ADDS_NAMES = ("plugins=", "--shell-completion", "-sc")  # models of the user's own, or what may come next is asked for

@@ -18,6 +18,9 @@ from cifarbench.reporting.figures import save
 from cifarbench.runs import shown_path, write_json, write_text
 from cifarbench.tuning.study import ended, importance
 
+# What no file of an experiment chooses: the experiment that it builds on is named apart, the others are a run's own.
+_NOT_RECIPE = ("seed", "plugins", "experiment", "hardware", "debug")
+
 
 def show_study(study: optuna.Study, metric: str, typed: list[str], directory: Path) -> None:
     """Print the best trial, the command that trains it, what mattered, and where the files are.
@@ -106,7 +109,7 @@ def _experiment(study: optuna.Study, typed: list[str]) -> str:
     """The best config as a file for conf/experiment/ or --config-dir."""
     pairs = dict(text.split("=", 1) for text in [*typed, *_overrides(study)])  # of a key twice, the last counts
     groups = [(name, value) for name, value in pairs.items() if "." not in name]
-    chosen = [(name, value) for name, value in groups if name not in ("seed", "plugins", "experiment", "debug")]
+    chosen = [(name, value) for name, value in groups if name not in _NOT_RECIPE]
     sections: dict[str, dict[str, str]] = {}
     for path, value in pairs.items():
         section, _, name = path.partition(".")
