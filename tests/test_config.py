@@ -96,6 +96,17 @@ def test_hardware_is_laid_over_an_experiment_and_changes_nothing_else():
     assert typed["trainer"]["deterministic"] is True
 
 
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_hardware_goes_with_every_experiment_by_muon_and_the_others_are_told_the_remedy(experiment):
+    words = [f"experiment={experiment}", "hardware=gpu"]
+    if compose("train", words)["optim"]["name"] == "muon":
+        assert load(TrainConfig, compose("train", words)).trainer.cuda_graphs
+        return
+    with pytest.raises(ConfigError, match=r"trainer\.cuda_graphs=false"):
+        load(TrainConfig, compose("train", words))
+    assert not load(TrainConfig, compose("train", [*words, "trainer.cuda_graphs=false"])).trainer.cuda_graphs
+
+
 def test_an_experiment_may_build_on_another(cli, tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)

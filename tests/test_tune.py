@@ -110,7 +110,7 @@ def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
     (tmp_path / "mine" / "experiment" / "best.yaml").write_text((folder / "best.yaml").read_text())
     shown = cli("train", "--config-dir", "mine", "experiment=best", "--cfg", "job")
     assert shown.code == 0, shown.err
-    assert "/hardware" not in (folder / "best.yaml").read_text(), "a recipe is for any machine"
+    assert "# Found with hardware=gpu: type it beside this." in (folder / "best.yaml").read_text().splitlines()
     composed = yaml.safe_load(shown.out)
     trial = study_of(tmp_path).best_trial
     assert composed["optim"]["lr"] == pytest.approx(trial.params["optim.lr"], rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import triton
@@ -17,6 +18,7 @@ FLOATS = ("eps", "momentum", "pixel_height", "pixel_width", "pixel_side")
 TOTAL = gpu_norm._total  # which others call
 CONSTANTS = {"ACT": "gelu", "ADDS": True, "KEEPS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64}
 CONSTANTS |= {"SIDE": 32, "HOLE": 12, "REFLECTS": True, "CORNERS": 4}
+OTHERS = CONSTANTS | {"ACT": "relu", "ADDS": False, "KEEPS": False, "HOLE": 0, "REFLECTS": False, "CORNERS": 1}
 
 
 def kind(name: str) -> str:
@@ -34,9 +36,9 @@ def kernels() -> list[triton.JITFunction]:
 
 
 def main() -> None:
-    """Compile them all and print how many there were."""
-    for function in kernels():
-        constants = {(index,): CONSTANTS[name] for index, name in enumerate(function.arg_names) if name in CONSTANTS}
+    """Compile them all with both sets of constants, and print how many there were."""
+    for function, values in itertools.product(kernels(), (CONSTANTS, OTHERS)):
+        constants = {(index,): values[name] for index, name in enumerate(function.arg_names) if name in values}
         signature = {name: kind(name) for name in function.arg_names}
         source = ASTSource(fn=function, signature=signature, constexprs=constants)
         assert triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32)).asm["cubin"]

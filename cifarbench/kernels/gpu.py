@@ -139,4 +139,4 @@ def take(
     """Stored images (N, 3, S, S) uint8 at `positions`, augmented in one kernel: see `gpu_images.take`."""
     from cifarbench.kernels import gpu_images
 
-    return gpu_images.take(images.contiguous(), positions, moves, size, scale, shift, hole, reflects)
+    return gpu_images.take(images.contiguous(), positions.contiguous(), moves, size, scale, shift, hole, reflects)

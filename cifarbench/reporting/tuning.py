@@ -18,8 +18,7 @@ from cifarbench.reporting.figures import save
 from cifarbench.runs import shown_path, write_json, write_text
 from cifarbench.tuning.study import ended, importance
 
-# What no file of an experiment chooses: the experiment that it builds on is named apart, the others are a run's own.
-_NOT_RECIPE = ("seed", "plugins", "experiment", "hardware", "debug")
+_LAID_OVER = ("hardware", "debug")  # groups that come after an experiment, which cannot choose them therefore
 
 
 def show_study(study: optuna.Study, metric: str, typed: list[str], directory: Path) -> None:
@@ -109,7 +108,7 @@ def _experiment(study: optuna.Study, typed: list[str]) -> str:
     """The best config as a file for conf/experiment/ or --config-dir."""
     pairs = dict(text.split("=", 1) for text in [*typed, *_overrides(study)])  # of a key twice, the last counts
     groups = [(name, value) for name, value in pairs.items() if "." not in name]
-    chosen = [(name, value) for name, value in groups if name not in _NOT_RECIPE]
+    chosen = [(name, value) for name, value in groups if name not in ("seed", "plugins", "experiment", *_LAID_OVER)]
     sections: dict[str, dict[str, str]] = {}
     for path, value in pairs.items():
         section, _, name = path.partition(".")
@@ -119,6 +118,7 @@ def _experiment(study: optuna.Study, typed: list[str]) -> str:
         "# @package _global_",
         f"# Best of {len(ended(study))} trials on validation images: {study.best_value:.4f}.",
     ]
+    lines += [f"# Found with {name}={value}: type it beside this." for name, value in groups if name in _LAID_OVER]
     entries = [value for name, value in groups if name == "experiment"]  # what the study's configs build on
     entries += [f"override /{name}: {value}" for name, value in chosen]
     if entries:
