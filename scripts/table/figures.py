@@ -24,7 +24,7 @@ _HALO = withStroke(linewidth=3, foreground="white")
 _COLOURS = ("#2563a8", "#b7791f", "#2f855a", "#9b2c5f", "#5a67d8", "#c05621")
 _ACCURACIES = (10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 92, 94, 95, 96, 97, 98)
 # Round times in seconds, for ticks.
-_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3000, 6000, 12000, 30000)
+_TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000)
 _SHIFTS = (0, -12, 12, -24, 24, -36, 36, -48, 48)  # pixels that a name may lie above its point
 _Box = tuple[float, float, float, float]  # left, bottom, right, top in pixels
 _KEY = "Description"  # the PNG text chunk that names the numbers
@@ -147,6 +147,8 @@ def _point(axes: Axes, x: float, point: dict[str, Any], colour: str, label: str)
 
 def _duration(minutes: float) -> str:
     """A round time, for a tick."""
+    if minutes >= 60:
+        return f"{minutes / 60:g} h"
     return f"{minutes:g} min" if minutes >= 1 else f"{60 * minutes:.3g} s"
 
 
