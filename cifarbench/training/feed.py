@@ -106,5 +106,5 @@ def _piece(config: AugmentConfig) -> int:
 def _order(device: torch.device, count: int, seed: int, epoch: int) -> Tensor:
     order = epoch_order(count, seed, epoch)
     if device.type == "cuda":  # from pinned memory, as from other memory the copy waits for all that the device has
-        order = order.pin_memory()
-    return order.to(device, non_blocking=True)
+        return order.pin_memory().to(device, non_blocking=True)
+    return order.to(device)
