@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cifarbench.kernels.functions import STORED
 from cifarbench.kernels.gpu_tiles import activated, slope, tile_at, tiling
 
 _PROGRAMS = 1024  # that share the rows of a sum: some for each of a large GPU's 132 processors
-KEPT = {"gelu", "silu"}  # activations whose derivatives are kept
 _OF_SLOPES = {torch.bfloat16: torch.float16, torch.float32: torch.float32}  # they lie in -0.13 .. 1.13
 
 
@@ -187,7 +187,7 @@ def norm_forward(
     x: Tensor, weight: Tensor, bias: Tensor, running: tuple[Tensor, Tensor, Tensor], eps: float, momentum: float,
     act: str, added: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-    """act(batch norm(x) + added), and for `norm_backward` the statistics and the derivatives of act, if it is in KEPT.
+    """act(batch norm(x) + added), and for `norm_backward` the statistics and the derivatives of an act in STORED.
 
     Moves the `running` statistics a step.
 
@@ -206,7 +206,7 @@ def norm_forward(
     _statistics[_few(channels)](
         x, partial, weight, bias, stats, *running, grid[0], rows, channels, eps, momentum, **_FEW
     )
-    slopes = torch.empty_like(x, dtype=_OF_SLOPES[x.dtype]) if act in KEPT else None
+    slopes = torch.empty_like(x, dtype=_OF_SLOPES[x.dtype]) if act in STORED else None
     return affine_activation(x, stats[2], stats[3], act, added, slopes), stats, slopes
 
 
