@@ -453,6 +453,21 @@ def test_a_record_from_before_a_key_existed_is_averaged_with_later_ones(table, c
     assert [row[2] for row in table.rows()] == ["2"]
 
 
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [({"kernels": "torch", "checkpoint_epochs": 7, "report": True}, ["2"]), ({"tta": "flip"}, ["1", "1"])],
+    ids=["neutral", "scoring"],
+)
+def test_keys_that_can_change_no_score_leave_records_comparable(table, capsys, change, lines):
+    config = json.loads(json.dumps(table.record["config"]))
+    assert all(config["trainer"][name] != value for name, value in change.items())
+    config["trainer"].update(change)
+    table.put(0, 0.80)
+    table.put(1, 0.82, config=config)
+    table.run(capsys)
+    assert [row[2] for row in table.rows()] == lines
+
+
 def test_a_run_that_went_on_elsewhere_is_not_averaged_with_those_of_one_machine(table, capsys):
     table.put(0, 0.80)
     table.put(1, 0.82, earlier_environments=[{**table.record["environment"], "device_name": "Another CPU"}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.config.history import complete
+from cifarbench.config.keys import rule_of
+from cifarbench.config.schema import TrainerConfig
 from cifarbench.errors import IntegrityError
 from table.rows import PROFILES, Job
 
@@ -20,6 +23,8 @@ COMMITTED = ROOT / "scripts" / "results"
 SCHEMA = 1
 NOTE = "reproduce.json"  # in a run directory: what the run itself cannot know
 SHARED = "not timed: the machine was shared"
+SCORING = ("tta", "test")  # keys that leave the weights alone and change what the test part shows
+_NEUTRAL = {field.name for field in dataclasses.fields(TrainerConfig) if rule_of(field).neutral} - {*SCORING}
 _NOT_RECIPE = ("seed", "data", "plugins")  # the images are named by their fingerprint, not by where they lay
 _CLOCKS = ("training", "train", "train_test", "cold")
 _TEST = ("accuracy", "accuracy_official", "accuracy_without_duplicates", "loss", "openings")
@@ -143,10 +148,12 @@ class Record:
 
     @property
     def recipe(self) -> tuple[Any, ...]:
-        """What records must share to be compared: row, profile, command, config and split."""
+        """What records must share to be compared: row, profile, command, split, and keys that can change a score."""
         # Completed, as a config from before a key existed is that of the value which does what was done then.
-        config = json.dumps(complete(self.values["config"]), sort_keys=True)
-        return self.row, self.profile, self.values["label"], config, self.values["split"]["fingerprint"]
+        config = complete(self.values["config"])
+        trainer = {name: value for name, value in config.get("trainer", {}).items() if name not in _NEUTRAL}
+        told = json.dumps({**config, "trainer": trainer}, sort_keys=True)
+        return self.row, self.profile, self.values["label"], told, self.values["split"]["fingerprint"]
 
     def seconds(self, clock: str) -> float | None:
         """One of the clocks; None where the time was not measured."""
@@ -195,7 +202,7 @@ def _checked(path: Path, values: dict[str, Any]) -> Record:
     times = [value for value in (values["timing"] or {}).values() if value is not None]
     if not all(math.isfinite(value) and value >= 0 for value in times):
         raise ValueError(f"a time is not a number of seconds: {times}")
-    complete(values["config"])
+    dict(complete(values["config"]).get("trainer", {}))
     whole = int(values["model"]["parameters"]), int(values["model"]["flops"]), int(values["seed"])
     row, profile = (str(values[key]) for key in ("row", "profile"))
     machines = [hardware(facts) for facts in (*values["earlier_environments"], values["environment"])]

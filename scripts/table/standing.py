@@ -13,9 +13,8 @@ from cifarbench.commands.hydra_app import compose
 from cifarbench.config.load import differences, load, to_plain
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import CifarbenchError, ConfigError
+from table.records import SCORING
 from table.rows import PROFILES, Job
-
-_SCORING = ("tta", "test")  # keys that leave the weights alone and change what the test part shows
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def _other_config(job: Job, manifest: dict[str, Any], config: Any) -> str:
     stored = load(type(config), runs.read_config(job.directory))
     lines = [line for line in differences(stored, config) if not line.startswith("`seed`")]
     if isinstance(config, TrainConfig):
-        for name in _SCORING:
+        for name in SCORING:
             before, now = getattr(stored.trainer, name), getattr(config.trainer, name)
             lines += [f"`trainer.{name}`: {before!r} in the run, {now!r} asked for"] if before != now else []
         if manifest.get("seed") != job.seed:
