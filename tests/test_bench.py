@@ -16,7 +16,7 @@ from processes import forked
 
 from cifarbench.benchmark.contenders import Contender
 from cifarbench.benchmark.machine import matmul_rate
-from cifarbench.benchmark.throughput import _paired
+from cifarbench.benchmark.throughput import _paired, _steps_within
 from cifarbench.benchmark.time_to_accuracy import summarise
 from cifarbench.commands.hydra_app import compose
 from cifarbench.compute import Compute
@@ -46,6 +46,26 @@ def test_throughput_times_every_config_and_the_tutorial_loop(cli, tmp_path):
         assert 0.2 < sum(row["microseconds"].values()) * row["images_per_second"] / 1e6 < 5
     assert found["tutorial"]["images_per_second"] > 0
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [("1e-9", 1), ("1e9", 6)])
+def test_a_timing_takes_as_many_steps_as_its_seconds_hold(cli, tmp_path, seconds, steps):
+    words = ["bench.rounds=1", "bench.steps=6", f"bench.seconds={seconds}", "hydra.run.dir=out"]
+    seen, timed = [], Contender.bare
+
+    def watched(contender, count):
+        seen.append(count)
+        return timed(contender, count)
+
+    with mock.patch.object(Contender, "bare", watched):
+        assert cli("bench", *TINY, *words).code == 0
+    assert seen == [1, steps]  # to warm up, and in the one round
+    assert [row["steps"] for row in result(tmp_path)["contenders"]] == [steps]
+
+
+@pytest.mark.parametrize(("step", "steps"), [(0.9, 5), (6.0, 1), (0.01, 20)])
+def test_five_seconds_hold_this_many_steps_of_at_most_twenty(step, steps):
+    assert _steps_within(5.0, step, 20) == steps
 
 
 def test_accuracy_runs_seeds_keeps_their_directories_and_does_not_repeat_them(cli, tmp_path):
@@ -114,7 +134,7 @@ def test_each_config_is_timed_with_its_own_threads(cli, tmp_path):
 
     with mock.patch.object(Contender, "loop", watched):
         assert cli("bench", *TINY, *words, "hydra.run.dir=b").code == 0
-    assert seen == [(2, 2), (1, 1)] * 2
+    assert seen == [(2, 2), (1, 1)] * 2  # to warm up, and in the one round
     result = json.loads((tmp_path / "b" / "bench.json").read_text())
     assert [row["threads"] for row in result["contenders"]] == [2, 1]
     assert result["environment"]["threads"] == 2
@@ -147,7 +167,7 @@ def test_the_machine_multiplies():
 
 
 def test_a_label_is_printed_as_it_was_typed(cli, monkeypatch):
-    def measure(contenders, tutorial, rounds, steps, say):
+    def measure(contenders, tutorial, rounds, steps, seconds, say):
         say("plugins=[/home/ann/mynet.py] and plugins=[mynet.py] :cat:")
         raise ConfigError("enough")
 

@@ -51,6 +51,11 @@ class Contender:
         steps_alone = self._timed(lambda: self.training.advance(self.batch, _LATE, time.perf_counter()), steps)
         return steps_alone + self._moving_ahead()
 
+    def seconds_a_step(self) -> float:
+        """Seconds of a step, after what only the first ones do; the longer of `loop` and `bare`."""
+        self.phases(1)
+        return max(self.bare(1), self.loop(1)) * len(self.batch)
+
     def phases(self, steps: int) -> dict[str, float]:
         """Seconds per image of augmentation, forward pass, backward pass and optimizer, each timed by itself."""
         self.settle()

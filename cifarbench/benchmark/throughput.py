@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ def measure(
     tutorial: TutorialLoop | None,
     rounds: int,
     steps: int,
+    seconds: float,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Time every contender in every round.
@@ -28,8 +30,9 @@ def measure(
     Args:
         contenders: the first one is what the others, and the tutorial loop, are compared with.
         tutorial: the tutorial-style loop over the first contender's model, or None.
-        rounds: how often each is timed, after one round that warms up and is dropped.
-        steps: optimizer steps per timing.
+        rounds: how often each is timed, after one step of each that warms up and is dropped.
+        steps: optimizer steps per timing, at most.
+        seconds: about what a timing may take: a slow config takes fewer steps, as many in each round.
         note: is told about each round.
 
     Returns:
@@ -38,28 +41,39 @@ def measure(
     """
     contenders[0].settle()
     peak = matmul_rate(contenders[0].compute)
+    counts = [_steps_within(seconds, each.seconds_a_step(), steps) for each in contenders]
+    unhurried = _steps_within(seconds, tutorial.seconds_a_step(), steps) if tutorial else 0
+    note("warmed up")
     samples: list[list[dict[str, Any]]] = [[] for _ in contenders]
     tutorial_rates = []
-    for index in range(rounds + 1):
-        for contender, taken in zip(contenders, samples, strict=True):
-            taken.append(_sample(contender, steps))
+    started = time.perf_counter()
+    for index in range(1, rounds + 1):
+        for contender, taken, count in zip(contenders, samples, counts, strict=True):
+            taken.append(_sample(contender, count))
         if tutorial:
-            tutorial_rates.append(1 / tutorial.loop(steps))
-        note(f"round {index} of {rounds}" + (" (warm-up)" if not index else ""))
+            tutorial_rates.append(1 / tutorial.loop(unhurried))
+        left = (time.perf_counter() - started) / index * (rounds - index)
+        note(f"round {index} of {rounds}" + (f", about {left:.0f} s left" if index < rounds else ""))
     contenders[0].settle()
     peak = max(peak, matmul_rate(contenders[0].compute))
-    rows = [_row(contender, taken[1:], peak) for contender, taken in zip(contenders, samples, strict=True)]
-    for row, taken in zip(rows, samples, strict=True):
-        row["times_first"] = _paired([s["loop"] for s in taken[1:]], [s["loop"] for s in samples[0][1:]])
-    result: dict[str, Any] = {"matmul": peak, "rounds": rounds, "steps": steps, "contenders": rows}
+    rows = [_row(contender, taken, peak) for contender, taken in zip(contenders, samples, strict=True)]
+    first = [sample["loop"] for sample in samples[0]]
+    for row, taken, count in zip(rows, samples, counts, strict=True):
+        row |= {"times_first": _paired([sample["loop"] for sample in taken], first), "steps": count}
+    result: dict[str, Any] = {"matmul": peak, "rounds": rounds, "contenders": rows}
     if tutorial:
-        first = [sample["loop"] for sample in samples[0][1:]]
         result["tutorial"] = {
-            "images_per_second": statistics.median(tutorial_rates[1:]),
-            "range": [min(tutorial_rates[1:]), max(tutorial_rates[1:])],
-            "first_times_tutorial": _paired(first, tutorial_rates[1:]),
+            "images_per_second": statistics.median(tutorial_rates),
+            "range": [min(tutorial_rates), max(tutorial_rates)],
+            "first_times_tutorial": _paired(first, tutorial_rates),
+            "steps": unhurried,
         }
     return result
+
+
+def _steps_within(seconds: float, step: float, most: int) -> int:
+    """How many steps of `step` seconds fit into `seconds`; at least one, `most` at most."""
+    return max(1, min(most, int(seconds / step)))
 
 
 def _sample(contender: Contender, steps: int) -> dict[str, Any]:

@@ -54,6 +54,10 @@ class TutorialLoop:
         self.optimizer = build_optimizer(self.model, config.optim, self.device)
         self.batches = self._batches(parts.train)
 
+    def seconds_a_step(self) -> float:
+        """Seconds of a step, after what only the first ones do."""
+        return self.loop(1) * TUTORIAL_BATCH
+
     def loop(self, steps: int) -> float:
         """Seconds per image over some steps, the loader's start left out."""
         make_deterministic(False)  # as no tutorial asks for more

@@ -63,7 +63,8 @@ def _throughput(config: BenchVerbConfig, labels: list[str], configs: list[TrainC
     with tempfile.TemporaryDirectory() as scratch:
         observers = [recording_observer(Path(scratch) / str(index)) for index in range(len(configs))]
         contenders = [Contender(*entry) for entry in zip(labels, configs, parts, observers, strict=True)]
-        result = measure(contenders, tutorial, config.bench.rounds, config.bench.steps, console.print)
+        rounds, steps, seconds = config.bench.rounds, config.bench.steps, config.bench.seconds
+        result = measure(contenders, tutorial, rounds, steps, seconds, console.print)
         for observer in observers:
             observer.close()
     contenders[0].settle()

@@ -210,8 +210,11 @@ class BenchSection:
     )
     against: tuple[str, ...] = key("Further configs, each as overrides of this one: ['model=vgg optim=adamw'].")
     tutorial: bool = key("Whether a tutorial-style loop over the same model is timed too (throughput).")
-    rounds: int = key("Rounds in which every config is timed, after one of warm-up (throughput).", ge=1, le=1000)
-    steps: int = key("Optimizer steps per timing (throughput).", unit="steps", ge=1, le=100_000)
+    rounds: int = key("Rounds in which every config is timed, after a step of warm-up (throughput).", ge=1, le=1000)
+    steps: int = key("Optimizer steps per timing, at most (throughput).", unit="steps", ge=1, le=100_000)
+    seconds: float = key(
+        "What a timing may take: of a slow config it is fewer steps, one at least (throughput).", unit="s", gt=0
+    )
     seeds: int = key("Runs of each config, with the seeds from `seed` on (accuracy).", ge=1, le=1000)
     target: float = key("Test accuracy that the mean is held against (accuracy).", ge=0, le=1)
 

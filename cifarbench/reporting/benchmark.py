@@ -36,7 +36,9 @@ def throughput_report(result: dict[str, Any]) -> RenderableType:
         rates.add_row(
             "tutorial", *_rate(result["tutorial"]), "", f"{1 / result['tutorial']['first_times_tutorial']:.2f}"
         )
-    heading = f"{result['rounds']} rounds of {result['steps']} steps, medians; {_environment(result['environment'])}"
+    counts = [row["steps"] for row in (*contenders, *([result["tutorial"]] if "tutorial" in result else []))]
+    steps = f"{min(counts)}–{max(counts)}" if len({*counts}) > 1 else f"{counts[0]}"
+    heading = f"{result['rounds']} rounds of {steps} steps, medians; {_environment(result['environment'])}"
     notes = [
         f"peak: a large matrix product, {result['matmul'] / 1e9:,.0f} GFLOP/s",
         "of bare: against forward, backward and step on one fixed batch, round by round",
