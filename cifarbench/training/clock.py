@@ -41,7 +41,3 @@ class Clock:
 
     def _share_at(self, seconds: float) -> float:
         return 0.0 if self.limit is None else seconds / max(self.limit - self.reserve, 1e-3)
-
-    def is_over(self) -> bool:
-        """Whether the time for training has run out."""
-        return self.share() >= 1.0

@@ -7,6 +7,7 @@ A step is a function of the weights, the seed and its own number: order, augment
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from typing import Any
 
@@ -43,20 +44,18 @@ class Training(Steps):
             Interrupted: a signal came; the last step is saved.
             NonFiniteError: a loss or weight became infinite or NaN; nothing of it was saved.
         """
-        progress, trainer, world, clock = self.progress, self.trainer, self.setting.world, self.setting.clock
+        progress, trainer = self.progress, self.trainer
         self.model.train()
         while progress.epoch < trainer.epochs and not progress.ended:
             epoch = 0 if trainer.overfit_batch else progress.epoch
             order = self.feed.order(self.setting.train, epoch)
             tick = time.perf_counter()
             while progress.batch < self.length.steps_per_epoch:
-                # One agreement a step: every process sees the same signal and the same shares of the time.
-                shares = clock.share(), clock.share_after_step()
-                signal_number, time_share, share_after = world.highest([float(request.number), *shares])
+                signal_number, time_share, is_over = self._agreed(request)
                 if signal_number:
                     self.save()
-                    raise Interrupted(self._resume_hint(), int(signal_number))
-                if time_share >= 1 or (share_after > 1 and progress.step):
+                    raise Interrupted(self._resume_hint(), signal_number)
+                if is_over:
                     progress.ended = "max_time"
                     break
                 first = 0 if trainer.overfit_batch else progress.batch * trainer.batch_size
@@ -66,10 +65,24 @@ class Training(Steps):
                     self.save()
             if progress.batch:
                 if progress.epoch + 1 < trainer.epochs and not progress.ended:
+                    # An epoch that leaves no time for a further step is the last one, and is validated as such.
+                    progress.ended = "max_time" if self._agreed(request)[2] else ""
                     self.feed.prepare(self.setting.train, epoch + 1)  # before the device is waited for
                 self._end_epoch(tick)
             elif progress.ended and progress.step:
                 self.save()  # the time ran out between two epochs, of which the first need not be saved
+        if progress.step and (signal_number := self._agreed(request)[0]):
+            raise Interrupted(self._resume_hint(), signal_number)  # it came while the last epoch was saved
+
+    def _agreed(self, request: StopRequest) -> tuple[int, float, bool]:
+        """The signal that came or 0, the share of the time that is gone, and whether it leaves no further step.
+
+        They are one answer for all processes, which so do the same; it costs an exchange.
+        """
+        clock = self.setting.clock
+        mine = [float(request.number), clock.share(), clock.share_after_step()]
+        signal_number, share, share_after = self.setting.world.highest(mine)
+        return int(signal_number), share, share >= 1 or (share_after > 1 and self.progress.step > 0)
 
     def advance(self, positions: Tensor, share: float, tick: float) -> float:
         """Take the step at `share` of the run and report it; returns the time of its end, the next one's `tick`."""
@@ -189,9 +202,11 @@ class Training(Steps):
         )
 
     def _resume_hint(self) -> str:
-        run, plugins = shown_path(self.setting.checkpoints.parent), ",".join(self.config.plugins)
-        words = f"trainer.resume={run}" + (f" plugins=[{plugins}]" if plugins else "")
-        return f"stopped after step {self.progress.step}, saved. Go on with: cifarbench train {words}"
+        processes, plugins = self.setting.world.size, ",".join(self.config.plugins)
+        words = [f"trainer.resume={shown_path(self.setting.checkpoints.parent)}"]
+        words += [f"plugins=[{plugins}]"] if plugins else []
+        start = "cifarbench" if processes == 1 else f"torchrun, {processes} processes again, -m cifarbench"
+        return f"stopped after step {self.progress.step}, saved. Go on with: {start} train {shlex.join(words)}"
 
     def save(self, is_best: bool = False) -> None:
         """Write last.pt, and best.pt beside it where this epoch is the best so far; by the first process alone."""
