@@ -17,8 +17,10 @@ from conftest import TINY, in_this_process, manifest_of, mark_interrupted, rows_
 from processes import forked
 from torch import nn
 
+from cifarbench.errors import IntegrityError
 from cifarbench.training.checkpoint import load
 from cifarbench.training.distributed import World
+from cifarbench.training.resume import _check_same_checkpoint
 from cifarbench.training.sync_norm import synchronise_norms
 
 FP32 = [*TINY, "trainer.precision=fp32", "augment=standard"]
@@ -94,6 +96,14 @@ def test_with_norms_exchanged_two_processes_train_like_one(cli, tmp_path):
         torch.testing.assert_close(two[name], weights, rtol=1e-2, atol=1e-3)
     for first, second in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "two"), strict=True):
         assert second["train_loss"] == pytest.approx(first["train_loss"], abs=1e-3)
+
+
+def test_a_process_that_finds_another_checkpoint_than_the_first_is_refused(tmp_path, monkeypatch):
+    """As on two machines that do not share the run's folder: one would go on where the other starts anew."""
+    monkeypatch.setattr(World, "tell", lambda world, value: "one of step 7")
+    with pytest.raises(IntegrityError, match="no checkpoint for process 1 and one of step 7 for the first"):
+        _check_same_checkpoint(None, World(1, 2), tmp_path)
+    _check_same_checkpoint({"progress": {"step": 7}}, World(1, 2), tmp_path)
 
 
 def test_gradients_and_loss_are_summed_over_the_processes(monkeypatch):

@@ -328,6 +328,15 @@ def test_a_fork_begins_with_the_weights_of_another_run_and_says_so(cli, tmp_path
     assert [row["epoch"] for row in rows_of(tmp_path / "second")] == [1]
 
 
+def test_a_fork_of_a_run_whose_last_checkpoint_is_damaged_says_that_it_takes_the_best(cli, tmp_path, finished):
+    finished.rename(tmp_path / "first")
+    (tmp_path / "first" / "checkpoints" / "last.pt").write_bytes(b"")
+    result = cli("train", *PLAIN, "trainer.fork=first", "trainer.epochs=1", "hydra.run.dir=second")
+    assert result.code == 0, result.err
+    assert "last.pt is damaged" in result.out
+    assert "forked from first/checkpoints/best.pt" in result.out
+
+
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [

@@ -28,6 +28,7 @@ def resume(training: Training, run: runs.RunDirectory) -> str | None:
     if first:
         checkpoint.clear_parts(run.checkpoints)
     found = checkpoint.newest_valid(run.checkpoints) if trainer.resume != "never" else None
+    _check_same_checkpoint(found[1] if found else None, training.setting.world, run.checkpoints)
     if found is None:
         return _fork(training, Path(trainer.fork)) if trainer.fork else None
     path, state, warnings = found
@@ -112,6 +113,17 @@ def _check_same_world(state: dict[str, Any], world: World, path: Path) -> None:
         )
 
 
+def _check_same_checkpoint(state: dict[str, Any] | None, world: World, folder: Path) -> None:
+    """Refuse a process that finds another checkpoint than the first one does: they would train different weights."""
+    mine = "no checkpoint" if state is None else f"one of step {state['progress']['step']}"
+    firsts = world.tell(mine)
+    if mine != firsts:
+        raise IntegrityError(
+            f"{folder} holds {mine} for process {world.rank} and {firsts} for the first; machines that share a run "
+            "need a folder that all of them see: set hydra.run.dir to one."
+        )
+
+
 def _fork(training: Training, source: Path) -> str:
     """Take the weights of a checkpoint, of a run the last ones, averaged where it averages; the rest starts anew.
 
@@ -119,7 +131,9 @@ def _fork(training: Training, source: Path) -> str:
         ConfigError: there is no checkpoint.
         IntegrityError: it is damaged, of another model, or was trained on other images, perhaps on these test images.
     """
-    path, state = _origin(source)
+    path, state, warnings = _origin(source)
+    for warning in warnings:
+        training.observer.note(warning)
     lines = differences(stored_config(state, path).model, training.config.model, "model")
     lines += _other_images(state, training.setting.passport, path)
     if lines:
@@ -129,10 +143,11 @@ def _fork(training: Training, source: Path) -> str:
     return str(path)
 
 
-def _origin(source: Path) -> tuple[Path, dict[str, Any]]:
+def _origin(source: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The checkpoint that `source` is or holds, its state, and warnings about those that could not be read."""
     if source.is_file():
-        return source, checkpoint.load(source)
+        return source, checkpoint.load(source), []
     found = checkpoint.newest_valid(source / "checkpoints")
     if found is None:
         raise ConfigError(f"`trainer.fork` is {str(source)!r}; it must be a checkpoint, or a run directory with one.")
-    return found[0], found[1]
+    return found
