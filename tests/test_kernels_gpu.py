@@ -94,6 +94,18 @@ def test_an_activation_is_that_of_float64_far_out_too(act):
     torch.testing.assert_close(y.cpu().double(), ACTS[act](x.double()), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("act", ACTS)
+def test_what_is_no_number_stays_none(act):
+    x = drawn(2, 4, 3, 3).detach()
+    x[0, 1, 2, 2] = float("nan")
+    ones, zeros = torch.ones(4, device=DEVICE), torch.zeros(4, device=DEVICE)
+    running = torch.zeros(4, device=DEVICE), torch.ones(4, device=DEVICE), counter()
+    y = gpu.NormActivation.apply(x.to(DEVICE), ones, zeros, None, running, 1e-5, 0.1, act).cpu()
+    assert y[:, 1].isnan().all()
+    assert y[:, [0, 2, 3]].isfinite().all()
+    assert running[1].isnan().tolist() == [False, True, False, False]
+
+
 @pytest.mark.parametrize("keep_edge", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(4, 16, 6, 6), (3, 5, 7, 4), (2, 33, 2, 9), (2, 130, 5, 7)], ids=str)

@@ -127,6 +127,11 @@ def test_as_many_images_are_learned_by_heart_as_were_asked_for():
         checks("data.size=900", images=649)
 
 
+def test_recorded_steps_learn_at_the_rate_that_is_checked():
+    found = checks("model=lenet", "optim=muon", "trainer.cuda_graphs=true")
+    assert found["one batch by heart"].passed, found["one batch by heart"].found
+
+
 def test_a_rate_that_is_too_high_or_too_low_fails_to_learn_the_batch():
     high = checks("optim=sgd", "optim.lr=900", "model.norm=none")["one batch by heart"]
     assert not high.passed

@@ -208,6 +208,15 @@ class Functional(nn.Module):
         return self.last((x + x.flip(3)).flatten(1))
 
 
+class Standardised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3072, 10)
+
+    def forward(self, x):
+        return self.last(((x - x.mean()) / (x.std() + 1)).flatten(1))
+
+
 def test_what_calls_do_stands_in_the_table_and_what_cannot_be_followed_is_none():
     model = Functional()
     rows = layer_table(model)
@@ -219,6 +228,7 @@ def test_what_calls_do_stands_in_the_table_and_what_cannot_be_followed_is_none()
     assert rows[1].field == 3 + 2 * 2  # 3x3 pooling on a map whose places lie 2 px apart
     assert rows[1].shape == (4 * 7 * 7,)
     assert any("24 parameters belong to layers that the forward pass does not run" in w for w in warnings(rows, model))
+    assert [row.layer for row in layer_table(Standardised())] == ["(model)", "last"]  # a mean of all pixels has no rows
     attention = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Flatten(2), nn.Linear(64, 10))
     assert layer_table(attention)[-1].field is None
 

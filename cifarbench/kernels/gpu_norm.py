@@ -64,7 +64,8 @@ def _statistics(
     moved = _total(partial_ptr, programs, channels, columns, named, PARTS, COLUMNS) / rows
     squares = _total(partial_ptr + programs * channels, programs, channels, columns, named, PARTS, COLUMNS) / rows
     mean = tl.load(x_ptr + columns, mask=named, other=0.0).to(tl.float32) + moved
-    variance = tl.maximum(squares - moved * moved, 0.0)
+    variance = squares - moved * moved
+    variance = tl.where(variance < 0.0, 0.0, variance)  # and NaN stays
     rstd = 1.0 / tl.sqrt(variance + eps)
     scale = rstd * tl.load(weight_ptr + columns, mask=named, other=0.0)
     shift = tl.load(bias_ptr + columns, mask=named, other=0.0) - mean * scale

@@ -115,7 +115,7 @@ class _Watch(TorchDispatchMode):
         if not is_leaf and not row.kind.endswith(operation):
             row.kind = f"{row.kind.split('…')[0]}…{operation}"
         row.shape = tuple(out.shape[1:])
-        row.memory_kb = out[0].numel() * _BYTES / 1024
+        row.memory_kb = out.numel() * _BYTES / 1024  # of one image, which the batch is
         row.flops += flops
         row.field = max(field.window) if field else None
         row.jump = max(field.jump) if field else None

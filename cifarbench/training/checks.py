@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Iterator
 
+import torch
+from torch import Tensor, nn
+
+from cifarbench.config.durations import share
 from cifarbench.config.schema import TrainConfig, TrainerConfig
 from cifarbench.data.batches import steps_per_epoch
 from cifarbench.data.split import Parts
 from cifarbench.errors import ConfigError
+from cifarbench.models.layers import CLASSES
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
+from cifarbench.training.phases import FULL
 
 _MOSTLY = 0.9  # of a time limit
 
@@ -35,7 +41,33 @@ def _smallest_batch(trainer: TrainerConfig, count: int) -> int:
     return trainer.batch_size if trainer.overfit_batch else min(trainer.batch_size, last)
 
 
-def check_norms(training: Training, world: World) -> None:
+def check_model(training: Training, world: World) -> None:
+    """Raise ConfigError where the model does not take the run's images, or cannot normalise its batches."""
+    for side in (FULL, *training.trainer.sizes):
+        _check_forward(training, side)
+    _check_norms(training, world)
+
+
+def _check_forward(training: Training, side: int) -> None:
+    """Raise ConfigError where the model fails on images of `side` px, or gives no logits (N, 10)."""
+    name, sizes = training.config.model.name, list(training.trainer.sizes)
+    images = torch.zeros(2, 3, side, side, device=training.setting.compute.device)
+    training.model.eval()
+    try:
+        with torch.no_grad(), training.setting.compute.autocast():
+            logits = training.model(images)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+        remedy = "--debug shows where" if side == FULL else f"`trainer.sizes` is {sizes}: leave it out there"
+        raise ConfigError(f"model={name} fails on images of {side} px ({reason}); {remedy}.") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, CLASSES):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"model={name} turns images {tuple(images.shape)} into {shape}, not into logits (2, 10).")
+
+
+def _check_norms(training: Training, world: World) -> None:
     """Raise ConfigError where batch norm of vectors would see a single image, whose variance is nothing.
 
     Source: Ioffe and Szegedy (2015); torch refuses it too, but in the middle of an epoch.
@@ -62,6 +94,23 @@ def say_what_is_unused(training: Training, parts: Parts) -> None:
         )
     if config.optim.name == "muon" and not any(group["orthogonal"] for group in training.optimizer.param_groups):
         note(f"model={config.model.name} has no matrix for Muon to turn, so optim.lr does nothing: try optim=adamw")
+    if config.trainer.cuda_graphs and not (training.replay and training.setting.compute.device.type == "cuda"):
+        note("steps are not recorded (trainer.cuda_graphs): that takes one process, an NVIDIA GPU, and bf16 or fp32")
+    for path, span in _spans(config):
+        if share(span, training.length) > 1:
+            note(f"`{path}` is {span}, which this run of {config.trainer.epochs} epochs never reaches")
+
+
+def _spans(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """The keys that name a place in the run, and the span from its start to there."""
+    trainer, scheduler = config.trainer, config.scheduler
+    yield "scheduler.warmup", scheduler.warmup
+    yield from ((f"scheduler.milestones[{i}]", span) for i, span in enumerate(getattr(scheduler, "milestones", ())))
+    yield from ((f"trainer.size_until[{i}]", span) for i, span in enumerate(trainer.size_until))
+    if trainer.ema:
+        yield "trainer.ema_start", trainer.ema_start
+    if getattr(config.model, "whitening", False):
+        yield "trainer.stem_bias_until", trainer.stem_bias_until
 
 
 def say_what_time_is_left(training: Training, clock: Clock) -> None:

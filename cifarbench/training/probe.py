@@ -12,7 +12,7 @@ from cifarbench.compute import make_deterministic
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts, channel_statistics
-from cifarbench.training.checks import check_sizes
+from cifarbench.training.checks import check_model, check_sizes
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
@@ -38,17 +38,18 @@ def prepare(config: TrainConfig, parts: Parts, observer: Observer) -> Training:
     Of `parts` only the training portion is used.
 
     Raises:
-        ConfigError: a batch is larger than the training portion.
+        ConfigError: a batch is larger than the training portion, or the model does not take its images.
         ResourceError: the device asked for is not there.
     """
     trainer = config.trainer
     check_sizes(config, parts, World())
-    compute = compute_of(trainer)
+    compute = compute_of(trainer, World())
     make_deterministic(trainer.deterministic, trainer.compile)
     statistics = channel_statistics(parts.train.images)
     train = parts.train.to(compute.device)
     setting = Setting(train, None, statistics, compute, World(), Clock(), {}, Path(os.devnull))
     training = Training(config, first_model(config, setting), setting, observer)
+    check_model(training, World())
     training.model.train()
     return training
 

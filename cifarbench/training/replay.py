@@ -12,8 +12,18 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from cifarbench.compute import Compute
+from cifarbench.config.schema import TrainerConfig
+
 Work = Callable[[Tensor, Tensor], Tensor]
 _WARM_UPS = 2  # steps of a kind before it is recorded: kernels are chosen and compiled, and states allocated
+
+
+def records_steps(trainer: TrainerConfig, compute: Compute, processes: int) -> bool:
+    """Whether the steps of a run are taken whole: those of one process, as gradients are exchanged between steps of
+    several, and not in fp16, where a scaler looks at them before it decides.
+    """
+    return trainer.cuda_graphs and compute.precision != "fp16" and processes == 1
 
 
 class Replay:

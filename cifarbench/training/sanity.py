@@ -183,8 +183,7 @@ def _by_heart(training: Training, positions: Tensor, steps: int) -> tuple[Check,
 def _move(training: Training, step: int, steps: int) -> None:
     """An optimizer step: the rate rises over a tenth of the steps to the config's peak, then falls to nothing."""
     share = min((step + 1) / (steps / 10), (steps - step) / (steps * 0.9), 1.0)
-    for group in training.optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * share
+    training.scale_rates(share)
     if training.trainer.clip_norm:
         nn.utils.clip_grad_norm_(training.model.parameters(), training.trainer.clip_norm)
     training.scaler.step(training.optimizer)

@@ -27,11 +27,12 @@ from cifarbench.models.whitening import SAMPLE, fit_stems
 from cifarbench.runs import shown_path
 from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
-from cifarbench.training.checks import check_norms, check_sizes, say_what_is_unused, say_what_time_is_left
+from cifarbench.training.checks import check_model, check_sizes, say_what_is_unused, say_what_time_is_left
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
 from cifarbench.training.observer import Observer, RunFacts
+from cifarbench.training.replay import records_steps
 from cifarbench.training.resume import resume
 from cifarbench.training.setting import Setting
 from cifarbench.training.signals import stop_requests
@@ -80,15 +81,15 @@ def train(
         Interrupted: a signal came, and the state is saved.
     """
     trainer = config.trainer
-    compute = compute_of(trainer, world.local_rank)
+    compute = compute_of(trainer, world)
     make_deterministic(trainer.deterministic, trainer.compile)
     parts = split(data, config.split)
     check_sizes(config, parts, world)
     setting = _setting(data, parts, compute, world, clock, run)
     training, prepared = _prepared(config, setting, observer)
     model = training.model
+    check_model(training, world)
     facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
-    check_norms(training, world)
     resumed = resume(training, run)
     earlier = clock.before - clock.untimed
     environment = describe(compute, world.size)
@@ -111,14 +112,14 @@ def train(
     return _score(training, config, data, parts, run, earlier + prepared + max(training.epoch_end - began, 0.0))
 
 
-def compute_of(trainer: TrainerConfig, local_rank: int = 0) -> Compute:
+def compute_of(trainer: TrainerConfig, world: World) -> Compute:
     """Where and how to train; our own operations need channels last, and the compiler would not see through them.
 
     On a GPU they come with recorded steps alone: launched one by one, they would cost Python more time than torch's do.
     """
     own_kernels = trainer.kernels == "auto" and trainer.channels_last and not trainer.compile
-    compute = choose_compute(trainer.device, trainer.precision, trainer.threads, local_rank, own_kernels)
-    launches_alone = compute.device.type == "cuda" and not trainer.cuda_graphs
+    compute = choose_compute(trainer.device, trainer.precision, trainer.threads, world.local_rank, own_kernels)
+    launches_alone = compute.device.type == "cuda" and not records_steps(trainer, compute, world.size)
     return replace(compute, own_kernels=False) if launches_alone else compute
 
 

@@ -26,7 +26,7 @@ from cifarbench.training.averaging import Average
 from cifarbench.training.feed import Feed
 from cifarbench.training.health import Health
 from cifarbench.training.phases import Phases
-from cifarbench.training.replay import Replay
+from cifarbench.training.replay import Replay, records_steps
 from cifarbench.training.setting import Progress, Setting
 from cifarbench.training.sync_norm import synchronise_norms
 
@@ -60,7 +60,7 @@ class Steps:
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=widest_float(setting.compute.device), device=setting.compute.device)
         self.health = Health(setting.compute.device)
-        self.replay = self._replay() if trainer.cuda_graphs and not self.scaler.is_enabled() else None
+        self.replay = self._replay() if records_steps(trainer, setting.compute, setting.world.size) else None
 
     def _replay(self) -> Replay:
         """What takes whole steps; their learning rate is a number on the device from now on."""
@@ -78,7 +78,7 @@ class Steps:
         mine = self.setting.world.share(positions)
         draw_from(derive(self.config.seed, "step", self.progress.step, self.setting.world.rank), mine.device)
         micros = mine.tensor_split(self.setting.world.passes(len(positions), self.trainer.micro_batch))
-        if self.replay and len(micros) == self.setting.world.size == 1:
+        if self.replay:
             kind = [stem.bias.requires_grad for stem in self.stems], self.ema and self.ema.starts
             loss = self.replay(str(kind), *self.feed(train, mine, epoch, size))
             self.health.note(self.progress.step + 1, lr, loss)
@@ -126,12 +126,15 @@ class Steps:
 
     def _set_rate(self, share: float) -> float:
         """Set the learning rate for the step at this share of the run, and return it."""
-        scale = self.factor(share) * self.plateau.scale
+        self.scale_rates(self.factor(share) * self.plateau.scale)
+        return self._rate()
+
+    def scale_rates(self, scale: float) -> None:
+        """Set every learning rate to this part of its peak, and the number that recorded steps read."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
         if isinstance(self.optimizer, Muon) and self.optimizer.scale is not None:
             self.optimizer.scale.fill_(scale)
-        return self._rate()
 
     def _rate(self) -> float:
         """The learning rate now, that of the first group: read from the optimizer, whose state outlives a kill."""
