@@ -106,18 +106,18 @@ class RunDirectory:
             holder = read_manifest(self.path).get("process", {})
             raise ConfigError(
                 f"{self.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', 'this host')}; "
-                "wait for it, or choose another hydra.run.dir."
+                "wait for it, or choose another hydra.run.dir; to score a run meanwhile takes portion=val."
             ) from None
         self.manifest = read_manifest(self.path)
         self.checkpoints.mkdir(exist_ok=True)
 
     def release(self) -> None:
         """Let other processes have the directory, and leave nothing in it where no run began."""
+        if not self.manifest:  # tidied while it is held: afterwards it may be another process's
+            for remove in (self.checkpoints.rmdir, (self.path / ".lock").unlink):
+                with contextlib.suppress(OSError):
+                    remove()
         self._lock.release()
-        if not self.manifest:
-            (self.path / ".lock").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                self.checkpoints.rmdir()
 
     def update(self, **entries: Any) -> None:
         """Merge `entries` into run.json."""
@@ -130,6 +130,7 @@ class RunDirectory:
         Where the recipe is that of before, `command` stays the one that began the run: a resume's does not tell it.
         """
         same = all(self.manifest.get(name, entries.get(name)) == entries.get(name) for name in ("identity", "seed"))
+        self.manifest.pop("reason", None)  # why it ended before
         if sessions := entries.get("sessions"):
             entries["sessions"] = [*sessions[:-1], {**sessions[-1], "command": self.command}]
         self.update(

@@ -185,6 +185,13 @@ def test_resume_never_refuses_a_directory_with_a_run(cli, finished):
     assert "already holds a run" in result.err
 
 
+def test_a_resume_from_another_checkpoint_than_the_last_is_refused(cli, finished):
+    before = snapshot(finished)
+    ended = cli("train", "trainer.resume=run/checkpoints/best.pt")
+    assert (ended.code, "trainer.fork=FILE" in ended.err) == (2, True), ended.err
+    assert snapshot(finished) == before
+
+
 def test_a_damaged_last_checkpoint_is_named_and_the_best_one_used(cli, finished):
     whole = tensor_hash(load(finished / "checkpoints" / "last.pt")["model"])
     (finished / "checkpoints" / "last.pt").write_bytes(b"")

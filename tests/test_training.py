@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -359,6 +361,45 @@ def test_what_the_config_asks_for_and_the_run_does_not_use_is_said(cli):
     assert "held out" not in ended.out
 
 
+def test_a_place_in_the_run_that_it_never_reaches_is_said(cli):
+    words = ["model=speednet", "model.widths=[8,8]", "trainer.sizes=[16]", "trainer.size_until=[3epochs]"]
+    ended = cli("train", *TINY[:2], *TINY[8:], *words, "optim=muon", "trainer.epochs=1", "scheduler=cosine",
+                "scheduler.warmup=2epochs", "trainer.cuda_graphs=true")  # fmt: skip
+    assert ended.code == 0, ended.err
+    assert "`scheduler.warmup` is 2epochs, which this run of 1 epochs never reaches" in ended.out
+    assert "`trainer.size_until[0]` is 3epochs" in ended.out
+    assert "stem_bias_until" not in ended.out  # whose default, 100%, is the run's end
+    assert "steps are not recorded (trainer.cuda_graphs)" in ended.out
+
+
+def test_sizes_that_the_network_cannot_halve_are_refused(cli):
+    words = ["model=speednet", "model.widths=[8,8,8]", "trainer.sizes=[16,8]", "trainer.size_until=[30%,60%]"]
+    ended = cli("train", *TINY[:2], *TINY[8:], *words)
+    assert (ended.code, "model=speednet fails on images of 8 px" in ended.err) == (2, True), ended.err
+    assert "`trainer.sizes` is [16, 8]" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "told"),
+    [
+        ("broken", "nn.Conv2d(3, 4, 3), nn.Linear(10, 10)", "model=broken fails on images of 32 px (RuntimeError: "),
+        ("wide", "nn.Flatten(), nn.Linear(3072, 100)", "model=wide turns images (2, 3, 32, 32) into (2, 100)"),
+    ],
+)
+def test_a_plugin_that_gives_no_logits_is_told_so(cli, tmp_path, name, layers, told):
+    (tmp_path / "mynet.py").write_text(
+        "from torch import nn\n"
+        "from cifarbench.models.registry import register\n"
+        f"@register('{name}')\n"
+        "class MyNet(nn.Sequential):\n"
+        "    def __init__(self) -> None:\n"
+        f"        super().__init__({layers})\n"
+    )
+    for verb in ("train", "lr-find"):
+        ended = cli(verb, "plugins=[mynet.py]", f"model={name}", "optim=sgd", "data=synthetic", "data.size=600")
+        assert (ended.code, told in ended.err) == (2, True), ended.err
+
+
 def test_no_step_begins_that_the_time_cannot_hold(tmp_path, monkeypatch):
     step = Training.step
 
@@ -521,6 +562,63 @@ def test_an_epoch_after_which_the_time_runs_out_is_saved(tmp_path, monkeypatch):
     outcome = fit(tiny_config(*words), tmp_path, observer=watch)
     progress = load(tmp_path / "checkpoints" / "last.pt")["progress"]
     assert (progress["epoch"], progress["ended"], outcome.tested) == (2, "max_time", "last")
+
+
+def test_the_epoch_that_the_time_ends_is_validated(tmp_path, monkeypatch):
+    """Its weights are the last ones, so they are among those that validation chooses from."""
+
+    class Steps(Observer):
+        seen = 0
+
+        def step(self, report):
+            self.seen = report.step
+
+    watch = Steps()
+    monkeypatch.setattr(Clock, "share_after_step", lambda clock: 1.5 if watch.seen >= 8 else 0.5)
+    fit(tiny_config("data.size=600", "trainer.epochs=5", "trainer.validate_every=5"), tmp_path, observer=watch)
+    progress = load(tmp_path / "checkpoints" / "last.pt")["progress"]
+    assert (progress["epoch"], progress["step"], progress["ended"]) == (2, 8, "max_time")
+    assert [row["val_accuracy"] is None for row in progress["rows"]] == [True, False]
+
+
+def test_a_signal_during_the_last_save_leaves_the_seal_closed(cli, tmp_path):
+    save = Training.save
+
+    def stopped(training, is_best=False):
+        save(training, is_best)
+        if training.progress.epoch == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with mock.patch.object(Training, "save", stopped):
+        ended = cli("train", *TINY, "hydra.run.dir=run")
+    assert (ended.code, "stopped after step 14, saved" in ended.err) == (143, True), ended
+    assert manifest_of(tmp_path / "run")["test"]["openings"] == 0
+    assert cli("train", "trainer.resume=run").code == 0
+    manifest = manifest_of(tmp_path / "run")
+    assert (manifest["status"], manifest["test"]["openings"], "reason" in manifest) == ("completed", 1, False)
+
+
+def test_a_run_that_was_not_tested_can_be_tested_later(cli, tmp_path):
+    assert cli("train", *TINY, "trainer.test=false", "hydra.run.dir=run").code == 0
+    weights = weights_of(tmp_path / "run")
+    assert "already complete" in cli("train", "trainer.resume=run").out
+    assert manifest_of(tmp_path / "run")["test"]["openings"] == 0
+    for openings in (1, 1):
+        assert cli("train", "trainer.resume=run", "trainer.test=true").code == 0
+        test = manifest_of(tmp_path / "run")["test"]
+        assert (test["openings"], 0 <= test["accuracy"] <= 1) == (openings, True)
+    assert weights_of(tmp_path / "run") == weights
+
+
+def test_a_directory_that_no_run_began_in_is_tidied_before_others_may_have_it(tmp_path):
+    run = runs.RunDirectory(tmp_path / "run")
+    run.acquire()
+    with mock.patch.object(run, "_lock") as lock:
+        lock.release.side_effect = lambda: left.extend(run.path.iterdir())
+        left: list[Path] = []
+        run.release()
+    assert lock.release.call_count == 1
+    assert left == []
 
 
 def test_the_best_epoch_is_saved_whenever_it_comes(tmp_path, monkeypatch):

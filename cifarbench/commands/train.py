@@ -37,7 +37,12 @@ def rewrite(arguments: list[str]) -> list[str]:
 
 
 def _run_of(path: Path) -> Path:
-    """The run directory that a resume path means: itself, or the one that its checkpoint file lies in."""
+    """The run directory that a resume path means: itself, or the one whose last.pt it is."""
+    if path.is_file() and path.name != "last.pt":
+        raise ConfigError(
+            f"`trainer.resume` is {str(path)!r}; a run goes on from its last.pt: give its directory, or "
+            "trainer.fork=FILE for a new run that begins with these weights."
+        )
     directory = path.resolve().parent.parent if path.is_file() else path
     if not (directory / "config.yaml").is_file():
         raise ConfigError(f"`trainer.resume` is {str(path)!r}; it must be auto, never, or a run directory.")
@@ -136,7 +141,7 @@ def _is_complete(holder: runs.RunDirectory, config: TrainConfig) -> bool:
         raise ConfigError(
             f"{holder.path} already holds a run and `trainer.resume` is never; choose another hydra.run.dir."
         )
-    if holder.manifest.get("status") != "completed":
+    if holder.manifest.get("status") != "completed" or (config.trainer.test and not _was_tested(holder)):
         return False
     lines = differences(load(TrainConfig, runs.read_config(holder.path)), config)
     if lines:
@@ -145,6 +150,12 @@ def _is_complete(holder: runs.RunDirectory, config: TrainConfig) -> bool:
         )
     print(f"{runs.shown_path(holder.path)} is already complete; nothing was changed.")
     return True
+
+
+def _was_tested(holder: runs.RunDirectory) -> bool:
+    """Whether the run's test part was scored: a run of `trainer.test=false` is complete without."""
+    test = holder.manifest.get("test")
+    return isinstance(test, dict) and test.get("accuracy") is not None
 
 
 def _train(config: TrainConfig, holder: runs.RunDirectory, world: Any, started: float, overrides: list[str]) -> int:
