@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from conftest import tiny_config
 
 from cifarbench.config.durations import RunLength, check_span, seconds, share
 from cifarbench.config.optim import (
@@ -40,6 +41,15 @@ def test_bad_times_are_refused(text):
 def test_spans_become_shares_of_the_run(text, value):
     check_span(text, "k")
     assert share(text, LENGTH) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [("scheduler.warmup=0.05", "it must be a span like 10%"), ("trainer.max_time=1.5", "it must be a time above 0")],
+)
+def test_a_number_without_its_unit_is_told_the_rule(word, rule):
+    with pytest.raises(ConfigError, match=rule):
+        tiny_config(word)
 
 
 @pytest.mark.parametrize("text", ["101%", "3", "-5%", "5 weeks", "", "%"])

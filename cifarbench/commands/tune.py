@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from cifarbench import runs
 from cifarbench.commands.hydra_app import compose
 from cifarbench.commands.plugins import load_plugins
@@ -70,7 +72,8 @@ def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
             end = "the study ends with as many trials, fewer than `tune.trials`"
             print(f"the grid has {wanted} points: {end}", flush=True)
         run_trials(study, wanted, _Worker(config, typed, directory, data))
-        write_study(study, typed, directory)
+        with FileLock(directory / ".lock"):  # all workers end at the same moment
+            write_study(study, typed, directory)
         show_study(study, config.tune.metric, typed, directory)
 
 

@@ -142,7 +142,7 @@ def check(rule: Rule, hint: Any, value: Any, path: str) -> Any:
     wrong = ConfigError(f"`{path}` is {value!r}; {_rule_text(rule, hint)}.")
     if hint is float and type(value) is int:
         value = float(value)
-    if hint is str and type(value) is int:
+    if hint is str and type(value) in (int, float):
         value = str(value)  # YAML takes digits for a number
     if type(value) is not hint:
         raise wrong
