@@ -7,8 +7,8 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins
+from cifarbench.config.after import EvalConfig
 from cifarbench.config.load import load
-from cifarbench.config.schema import EvalConfig
 from cifarbench.errors import ConfigError, IntegrityError
 
 

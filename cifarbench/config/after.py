@@ -1,18 +1,36 @@
-"""The keys of what comes after training: `report`, `predict`, `export` and `ensemble`."""
+"""The keys of what comes after training: `eval`, `report`, `predict`, `export` and `ensemble`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from cifarbench.config.keys import key
-from cifarbench.config.schema import DEVICES, PRECISIONS, THREADS, THREADS_OF_RUN, TTA, TTAS
+from cifarbench.config.schema import DEVICES, PLUGINS, PRECISIONS, ROOT, THREADS, TTA, TTAS
 from cifarbench.errors import ConfigError
 
 WHICH = ("tested", "best", "last")
 FORMATS = ("onnx", "torch_export", "safetensors")
-_ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
-_PLUGINS = "Python files with models of your own, as named when training."
+_THREADS_OF_RUN = "CPU threads; null: as the run used on a CPU, else all cores."
 _WHICH = "Which checkpoint of the run; tested: the one that its test scored."
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Everything that `cifarbench eval` needs."""
+
+    run: str | None = key("Run directory to score.")
+    checkpoint: str | None = key("Checkpoint file to score, instead of a run directory.")
+    which: str = key(_WHICH, choices=WHICH)
+    portion: str = key("Which images to score.", choices=["test", "val", "train"])
+    tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
+    device: str = key("Where to compute.", choices=DEVICES)
+    precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
+    threads: int | None = key(_THREADS_OF_RUN, ge=1, le=1024)
+    root: str | None = key(ROOT)
+    plugins: tuple[str, ...] = key(PLUGINS)
+
+    def __post_init__(self) -> None:
+        _one_model(self.run, self.checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +47,9 @@ class ReportConfig:
         ge=0,
         lt=60_000,
     )
-    root: str | None = key(_ROOT)
+    root: str | None = key(ROOT)
     threads: int | None = key(THREADS, ge=1, le=1024)
-    plugins: tuple[str, ...] = key(_PLUGINS)
+    plugins: tuple[str, ...] = key(PLUGINS)
 
     def __post_init__(self) -> None:
         if not self.run:
@@ -59,8 +77,8 @@ class PredictConfig:
     tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
     device: str = key("Where to compute.", choices=DEVICES)
     precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
-    threads: int | None = key(THREADS_OF_RUN, ge=1, le=1024)
-    plugins: tuple[str, ...] = key(_PLUGINS)
+    threads: int | None = key(_THREADS_OF_RUN, ge=1, le=1024)
+    plugins: tuple[str, ...] = key(PLUGINS)
 
     def __post_init__(self) -> None:
         _one_model(self.run, self.checkpoint)
@@ -80,9 +98,9 @@ class ExportConfig:
     out: str | None = key(
         "The file; null: export/model.onnx, .pt2 or .safetensors in the run, or beside the checkpoint."
     )
-    root: str | None = key(_ROOT)
+    root: str | None = key(ROOT)
     threads: int | None = key(THREADS, ge=1, le=1024)
-    plugins: tuple[str, ...] = key(_PLUGINS)
+    plugins: tuple[str, ...] = key(PLUGINS)
 
     def __post_init__(self) -> None:
         _one_model(self.run, self.checkpoint)
@@ -98,9 +116,9 @@ class EnsembleConfig:
         choices=["predictions", "weights"],
     )
     out: str = key("Folder for the result; each ensemble gets a folder of its own in it.")
-    root: str | None = key(_ROOT)
+    root: str | None = key(ROOT)
     threads: int | None = key(THREADS, ge=1, le=1024)
-    plugins: tuple[str, ...] = key(_PLUGINS)
+    plugins: tuple[str, ...] = key(PLUGINS)
 
     def __post_init__(self) -> None:
         if len(self.run) < 2:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from cifarbench.config.durations import seconds
 from cifarbench.config.keys import key
-from cifarbench.config.schema import SPLITS
+from cifarbench.config.schema import ROOT, SPLITS
 from cifarbench.errors import ConfigError
-
-_ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
 
 
 class _Limited:
@@ -55,7 +53,7 @@ class VerifyConfig(_Limited):
     run: tuple[str, ...] = key("Run directories to judge.")
     protocol: str = key("The split that the rules demand.", choices=SPLITS)
     limit: str | None = key("Wall-clock limit of a run, test included: 35m; null: none.")
-    root: str | None = key(_ROOT)
+    root: str | None = key(ROOT)
     threads: int | None = key("CPU threads; null: as the run used.", ge=1, le=1024)
     plugins: tuple[str, ...] = key("Python files with the models of the runs, which you have read.")
 

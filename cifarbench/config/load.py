@@ -9,21 +9,14 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from cifarbench.config.after import EnsembleConfig, ExportConfig, PredictConfig, ReportConfig
+from cifarbench.config.after import EnsembleConfig, EvalConfig, ExportConfig, PredictConfig, ReportConfig
 from cifarbench.config.before import BaselineConfig, LRFindConfig, SanityConfig, SummaryConfig
 from cifarbench.config.history import shorten
 from cifarbench.config.judge import LeaderboardConfig, VerifyConfig
 from cifarbench.config.keys import build, rule_of, unknown
 from cifarbench.config.models import MODELS
 from cifarbench.config.optim import OPTIMIZERS, SCHEDULERS
-from cifarbench.config.schema import (
-    BenchVerbConfig,
-    Cifar10Config,
-    DataVerbConfig,
-    EvalConfig,
-    SyntheticConfig,
-    TrainConfig,
-)
+from cifarbench.config.schema import BenchVerbConfig, Cifar10Config, DataVerbConfig, SyntheticConfig, TrainConfig
 from cifarbench.config.tune import TuneVerbConfig
 from cifarbench.errors import ConfigError
 
@@ -34,10 +27,23 @@ CHOICES: dict[str, dict[str, type]] = {
     "optim": OPTIMIZERS,
     "scheduler": SCHEDULERS,
 }
-VERBS: dict[str, type] = {"bench": BenchVerbConfig, "train": TrainConfig, "eval": EvalConfig, "data": DataVerbConfig}
-VERBS |= {"report": ReportConfig, "predict": PredictConfig, "export": ExportConfig, "ensemble": EnsembleConfig}
-VERBS |= {"summary": SummaryConfig, "sanity": SanityConfig, "lr-find": LRFindConfig, "baseline": BaselineConfig}
-VERBS |= {"leaderboard": LeaderboardConfig, "verify": VerifyConfig, "tune": TuneVerbConfig}
+VERBS: dict[str, type] = {
+    "train": TrainConfig,
+    "bench": BenchVerbConfig,
+    "data": DataVerbConfig,
+    "summary": SummaryConfig,
+    "sanity": SanityConfig,
+    "lr-find": LRFindConfig,
+    "baseline": BaselineConfig,
+    "tune": TuneVerbConfig,
+    "eval": EvalConfig,
+    "report": ReportConfig,
+    "predict": PredictConfig,
+    "export": ExportConfig,
+    "ensemble": EnsembleConfig,
+    "leaderboard": LeaderboardConfig,
+    "verify": VerifyConfig,
+}
 
 T = typing.TypeVar("T")
 

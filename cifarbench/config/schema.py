@@ -1,4 +1,4 @@
-"""The keys of `train`, `eval` and `data`, section by section; YAML in `conf/` holds their defaults."""
+"""The keys of `train`, `bench` and `data`, section by section; YAML in `conf/` holds their defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TTAS = ("none", "flip", "multicrop")
 TTA = "Views averaged in the test: the image; it and its mirror; both, also shifted by 1 px on both diagonals."
 THREADS = "CPU threads; null: all cores."
-THREADS_OF_RUN = "CPU threads; null: as the run used on a CPU, else all cores."
+ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
+PLUGINS = "Python files with models of your own, as named when training."
 KERNELS = ("auto", "torch")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -26,7 +27,7 @@ class Cifar10Config:
     """The real CIFAR-10 (Krizhevsky, 2009)."""
 
     name: str = key("The dataset.", choices=["cifar10"])
-    root: str | None = key("Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache.", neutral=True)
+    root: str | None = key(ROOT, neutral=True)
     download: bool = key("Whether a missing dataset is fetched from the mirrors.", neutral=True)
     mirrors: tuple[str, ...] = key("Addresses of cifar-10-python.tar.gz, tried in order.", neutral=True)
 
@@ -178,26 +179,6 @@ class TrainConfig:
                 "`scheduler.name` is 'plateau' and nothing is validated; "
                 "set `split.val_fraction` and `trainer.validate_every` above 0, or take another scheduler."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """Everything that `cifarbench eval` needs."""
-
-    run: str | None = key("Run directory to score.")
-    checkpoint: str | None = key("Checkpoint file to score, instead of a run directory.")
-    which: str = key("Which checkpoint of the run.", choices=["tested", "best", "last"])
-    portion: str = key("Which images to score.", choices=["test", "val", "train"])
-    tta: str = key(f"{TTA} auto: as the run was tested.", choices=("auto", *TTAS))
-    device: str = key("Where to compute.", choices=DEVICES)
-    precision: str = key("Number format; auto: as the run was scored.", choices=PRECISIONS)
-    threads: int | None = key(THREADS_OF_RUN, ge=1, le=1024)
-    root: str | None = key("Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache.")
-    plugins: tuple[str, ...] = key("Python files with models of your own, as named when training.")
-
-    def __post_init__(self) -> None:
-        if (self.run is None) == (self.checkpoint is None):
-            raise ConfigError("`run` and `checkpoint` name what to score; give exactly one, e.g. run=outputs/train/…")
 
 
 @dataclass(frozen=True, kw_only=True)

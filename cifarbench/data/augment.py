@@ -19,8 +19,7 @@ from torch import Tensor
 from cifarbench.config.augment import AugmentConfig
 from cifarbench.data import image_ops, policies
 from cifarbench.data.random import Draws
-
-Triple = tuple[float, float, float]
+from cifarbench.data.split import Triple
 
 
 class Augment:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-Z95 = 1.959963984540054
+from cifarbench.evaluation.metrics import Z95
 
 
 @dataclass(frozen=True)

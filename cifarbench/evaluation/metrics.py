@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 ECE_BINS = 15
+Z95 = 1.959963984540054  # of the standard normal distribution, the quantile that 97.5 % lie below
 
 
 def loss_and_accuracy(logits: Tensor, targets: Tensor) -> tuple[float, float]:
@@ -115,7 +116,7 @@ def confidence_bins(confidence: Tensor) -> tuple[Tensor, Tensor]:
     return edges, (torch.bucketize(confidence, edges) - 1).clamp(0, ECE_BINS - 1)
 
 
-def wilson_interval(hits: int, count: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson_interval(hits: int, count: int, z: float = Z95) -> tuple[float, float]:
     """The 95 % interval of a share, `hits` of `count` (Wilson, 1927)."""
     share, square = hits / count, z * z / count
     centre = (share + square / 2) / (1 + square)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from cifarbench.compute import Compute
 from cifarbench.data.augment import normalise
+from cifarbench.data.split import Triple
 
 EVAL_BATCH, _GPU_BATCH = 500, 2_500
-Triple = tuple[float, float, float]
 Statistics = tuple[Triple, Triple]
 View = Callable[[Tensor], Tensor]
 

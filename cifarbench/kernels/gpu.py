@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LAYOUT = torch.channels_last
+from cifarbench.kernels.functions import LAYOUT
+
 _OLDEST = (8, 0)  # compute capability with bfloat16 products
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of older schemas, brought to the newest one step at a time.
+"""Checkpoints of older schemas, brought to the newest.
 
 Schema 2 wrote whitening, growing sizes and further keys into the config, and each group's full rate (`initial_lr`)
 into the optimizer's state. Schema 3 wrote `trainer.untimed_steps`, and the seconds of such steps into the progress;
@@ -9,7 +9,6 @@ schema 4 wrote `trainer.checkpoint_epochs`, schema 5 `trainer.kernels` and the `
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cifarbench.config.history import complete
@@ -23,28 +22,12 @@ def migrate(state: dict[str, Any]) -> dict[str, Any]:
     Raises:
         KeyError, TypeError, AttributeError: the state is not what its schema says.
     """
-    while state["schema"] < SCHEMA:
-        state = {**_STEPS[state["schema"]](state), "schema": state["schema"] + 1}
-    return state
+    if state["schema"] == 1:
+        state = _with_full_rates(state)
+    return {**state, "config": complete(state["config"]), "schema": SCHEMA} if state["schema"] < SCHEMA else state
 
 
-def _to_2(state: dict[str, Any]) -> dict[str, Any]:
-    config = complete(state["config"])
-    groups = [{"initial_lr": config["optim"]["lr"], **group} for group in state["optimizer"]["param_groups"]]
-    return {**state, "config": config, "optimizer": {**state["optimizer"], "param_groups": groups}}
-
-
-def _with_later_keys(state: dict[str, Any]) -> dict[str, Any]:
-    return {**state, "config": complete(state["config"])}
-
-
-_STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: _to_2,
-    2: _with_later_keys,
-    3: _with_later_keys,
-    4: _with_later_keys,
-    5: _with_later_keys,
-    6: _with_later_keys,
-    7: _with_later_keys,
-    8: _with_later_keys,
-}
+def _with_full_rates(state: dict[str, Any]) -> dict[str, Any]:
+    rate = state["config"]["optim"]["lr"]
+    groups = [{"initial_lr": rate, **group} for group in state["optimizer"]["param_groups"]]
+    return {**state, "optimizer": {**state["optimizer"], "param_groups": groups}}
