@@ -71,7 +71,8 @@ def key(
         unit: the unit of its number, e.g. "epochs", "px", "degrees".
         ge, gt, le, lt: bounds of a number, or of each number in a list.
         choices: the strings that are allowed.
-        neutral: True where the value cannot change the trained weights, so a resumed run may differ in it.
+        neutral: True where the value does not decide what is trained, so a resumed run may differ in it; another
+            device or number of threads still changes the weights' last bits.
     """
     rule = Rule(sentence, unit, ge, gt, le, lt, tuple(choices), neutral)
     return dataclasses.field(metadata={"rule": rule})

@@ -81,8 +81,9 @@ def to_plain(config: Any) -> dict[str, Any]:
 
 
 def identity(config: TrainConfig | BaselineConfig) -> str:
-    """A hash of every key that can change the result, but the seed: runs that share it are repeats.
+    """A hash of every key that decides what is trained, but the seed: runs that share it are repeats.
 
+    What scores the weights, `trainer.tta`, is not in it: an `eval` may score them otherwise.
     A key that a later version adds leaves it as it is, for as long as the key has the value that changes nothing.
     """
     content = json.dumps(shorten(_telling(config)), sort_keys=True)
