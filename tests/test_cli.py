@@ -123,6 +123,15 @@ def test_a_config_dir_of_ones_own_adds_options(cli, tmp_path):
     (tmp_path / "mine" / "trainer" / "tiny.yaml").write_text("defaults: [default, _self_]\nepochs: 7\n")
     result = cli("train", "--config-dir", str(tmp_path / "mine"), "trainer=tiny", "--cfg", "job")
     assert "epochs: 7" in result.out
+    for flag in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"], ["-cd=mine"]):
+        result = cli("train", *flag, "trainer=tiny", "--help")
+        assert "trainer.epochs=7" in result.out, result.err
+
+
+def test_a_config_dir_that_is_not_there_is_refused_by_name(cli):
+    for words in (["--cfg", "job"], ["--help"], ["-m", "seed=1,2"]):
+        result = cli("train", "--config-dir=nowhere", *words)
+        assert (result.code, "nowhere" in result.err) == (2, True), result.err
 
 
 @pytest.mark.parametrize(

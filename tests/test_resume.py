@@ -179,6 +179,12 @@ def test_resuming_by_directory_with_one_other_key_is_refused(cli, finished):
     assert "`optim.lr`: 0.1 in the run, 0.3 asked for" in result.err
 
 
+def test_a_run_is_resumed_beside_a_folder_of_options(cli, finished, tmp_path):
+    (tmp_path / "mine").mkdir()
+    again = cli("train", "trainer.resume=run", "--config-dir", "mine")
+    assert (again.code, "already complete" in again.out) == (0, True), again.err
+
+
 def test_resume_never_refuses_a_directory_with_a_run(cli, finished):
     result = cli("train", *TINY, "hydra.run.dir=run", "trainer.resume=never")
     assert result.code == 2

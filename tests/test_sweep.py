@@ -184,6 +184,17 @@ def test_a_bad_repeat_is_refused(bad):
         rewrite(bad)
 
 
+@pytest.mark.parametrize("flag", [["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"]])
+def test_a_sweep_takes_options_from_a_folder_of_ones_own(cli, tmp_path, flag):
+    (tmp_path / "mine" / "augment").mkdir(parents=True)
+    (tmp_path / "mine" / "augment" / "plain.yaml").write_text("defaults: [none, _self_]\nname: plain\n")
+    shared = [*SMALL, "optim.lr=-1"]  # which fails at once
+    for line in (["-m", *flag, *shared, "augment=plain,none"], [*shared, "augment=plain", "repeat=2", *flag]):
+        ended = cli("train", *line)
+        assert (ended.code, "2 of 2 jobs failed" in ended.err) == (1, True), ended.err
+        assert ended.err.count("`optim.lr` is -1") == 2
+
+
 def test_what_hydra_refuses_in_a_sweep_is_one_sentence(cli):
     result = cli("train", "-m", "augment@_global_=quick", "hydra.sweep.dir=sweep")
     assert result.code == 2

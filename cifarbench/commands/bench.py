@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.hydra_app import added_places, compose
 from cifarbench.commands.plugins import load_plugins
 from cifarbench.config.load import load
 from cifarbench.config.schema import BenchVerbConfig, TrainConfig
@@ -20,7 +20,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     load_plugins(values.get("plugins") or [])
     config = load(BenchVerbConfig, values)
     typed = [override for override in overrides if not override.lstrip("+~").startswith(("bench.", "hydra."))]
-    entries = [(_label(typed), typed)] + [(text, [*typed, *_split(text)]) for text in config.bench.against]
+    shared = [*added_places(), *typed]
+    entries = [(_label(typed), shared)] + [(text, [*shared, *_split(text)]) for text in config.bench.against]
     configs = [_trained(entry) for _, entry in entries]
     if config.bench.measure == "accuracy":
         if not all(each.trainer.test for each in configs):

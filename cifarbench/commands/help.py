@@ -14,6 +14,7 @@ import yaml
 
 from cifarbench.commands.hydra_app import compose
 from cifarbench.commands.names import GLOBAL_GROUPS, conf_dir, groups
+from cifarbench.commands.words import config_folder, flags_apart
 from cifarbench.config.keys import Rule, rule_of
 from cifarbench.config.load import CHOICES, VERBS
 from cifarbench.errors import ConfigError
@@ -30,8 +31,8 @@ _FLAGS = """flags:
 
 def show_help(verb: str, arguments: list[str]) -> int:
     """Print the verb's help; overrides in `arguments` change which options count as chosen."""
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
-    composed = compose(verb, overrides)
+    _, overrides = flags_apart(arguments)
+    composed = compose(verb, overrides, config_folder(arguments))
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     print(f"usage: cifarbench {verb} [group=option] [key=value] …\n\ngroups:")
     for group in _groups(composed):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cifarbench import runs
 from cifarbench.commands.names import brings_configs, check_names, conf_dir, unknown_key, unknown_option
 from cifarbench.commands.plugins import load_plugins, plugins_in
-from cifarbench.commands.words import protect
+from cifarbench.commands.words import protect, quoted
 from cifarbench.errors import CifarbenchError, ConfigError, Interrupted, SweepError
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ _PATHS = (
     "hydra.sweep.dir",
 )
 _THEIRS = ("hydra", "omegaconf", "antlr4", "yaml")
-_SHOWS = ("--cfg", "-c", "--info", "-i", "--hydra-help")  # Hydra's flags that show something and run nothing
+# Hydra's flags that show something and run nothing; -cd, -cn and -cp name configs.
+_SHOWS = re.compile(r"--cfg|--info|--hydra-help|-c(?![dnp])|-i")
 
 
 def command_of(verb: str) -> ModuleType:
@@ -63,7 +64,7 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     experiments.install()
     runs.register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed by Hydra
-    only_shows = any(argument.startswith(_SHOWS) for argument in arguments)
+    only_shows = any(_SHOWS.match(argument) for argument in arguments)
     if verb == "train" and {"-m", "--multirun"} & set(arguments) and not only_shows:
         from cifarbench.commands.sweep import run_sweep
 
@@ -72,8 +73,14 @@ def run_verb(verb: str, arguments: list[str]) -> int:
     return _hydra(verb, arguments)
 
 
-def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
-    """The verb's config as plain nested dicts, composed without running anything, also from inside another verb."""
+def compose(verb: str, overrides: list[str], folder: str | None = None) -> dict[str, Any]:
+    """The verb's config as plain nested dicts, composed without running anything, also from inside another verb.
+
+    `folder` is what `--config-dir` adds; inside another verb that verb's folder is there already.
+
+    Raises:
+        ConfigError: for anything that Hydra or OmegaConf refuses, or if `folder` is none.
+    """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -84,7 +91,31 @@ def compose(verb: str, overrides: list[str]) -> dict[str, Any]:
     is_running = GlobalHydra.instance().is_initialized()
     place = contextlib.nullcontext() if is_running else initialize_config_dir(str(conf_dir()), version_base="1.3")
     with in_our_words(verb), place:
+        if folder is not None and not is_running:
+            _add(folder)
         return _plain(hydra_compose(verb, overrides))
+
+
+def _add(folder: str) -> None:
+    """Let Hydra look for configs in `folder` too, as it does for its flag `--config-dir`, which it reads itself."""
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+
+    if not Path(folder).is_dir():
+        raise ConfigError(f"`--config-dir` is {folder!r}, which is no folder; name that of your groups, model/ etc.")
+    loader: Any = GlobalHydra.instance().config_loader()
+    places = loader.get_search_path()
+    places.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
+    loader.repository.initialize_sources(places)
+
+
+def added_places() -> list[str]:
+    """What the running command added to the places of configs, as an override for another command; [] for nothing."""
+    from hydra.core.hydra_config import HydraConfig
+
+    sources = [each for each in HydraConfig.get().runtime.config_sources if each.provider.endswith("command-line")]
+    places = ",".join(quoted(f"{source.schema}://{source.path}") for source in sources)
+    return [f"hydra.searchpath=[{places}]"] if places else []
 
 
 def _hydra(verb: str, arguments: list[str]) -> int:

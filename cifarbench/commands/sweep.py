@@ -16,6 +16,7 @@ import yaml
 
 from cifarbench import runs
 from cifarbench.commands.side_by_side import Beside, Stopped, relayed_signals
+from cifarbench.commands.words import config_folder, flags_apart
 from cifarbench.errors import ConfigError, Interrupted, SweepError, explain
 from cifarbench.sweeps import FAILURE, Job, Jobs
 from cifarbench.training.signals import StopRequest
@@ -57,12 +58,12 @@ class Sweep:
     """
 
     def __init__(self, verb: str, arguments: list[str]) -> None:
-        self.is_dry = _flag(arguments, "sweep.dry_run")
-        # Hydra's parser wants its overrides in one piece, so the flag goes to the front.
-        rest = [argument for argument in arguments if argument not in MULTIRUN and not argument.startswith("sweep.")]
-        self.arguments = ["-m", *rest]
-        given = [argument for argument in self.arguments if argument.startswith("hydra.sweep.dir=")]
-        typed = [argument for argument in self.arguments if not argument.startswith("-")]
+        flags, words = flags_apart(arguments)
+        self.is_dry = _flag(words, "sweep.dry_run")
+        typed = [word for word in words if not word.startswith("sweep.")]
+        # Hydra's parser wants its overrides in one piece, so flags go to the front.
+        self.arguments = ["-m", *(flag for flag in flags if flag not in MULTIRUN), *typed]
+        given = [word for word in typed if word.startswith("hydra.sweep.dir=")]
         overrides = list({override.key_or_group: override for override in _parsed(typed)}.values())  # the last counts
         _check_naming(overrides)
         swept = [override for override in overrides if override.is_sweep_override()]
@@ -70,7 +71,7 @@ class Sweep:
         if given:
             self.directory = Path(given[-1].partition("=")[2].strip("'\""))
         else:
-            self.directory = _directory(verb, shared, swept)
+            self.directory = _directory(verb, shared, swept, config_folder(arguments))
             self.arguments.append(f"hydra.sweep.dir={self.directory}")
         names = ",".join(override.key_or_group for override in shared)
         self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
@@ -115,7 +116,7 @@ def _names(number: int, chosen: Sequence[tuple[Any, str]]) -> tuple[str, str]:
     return label, f"{number}-{runs.job_label(','.join(words))}"
 
 
-def _directory(verb: str, shared: list[Any], swept: list[Any]) -> Path:
+def _directory(verb: str, shared: list[Any], swept: list[Any], folder: str | None) -> Path:
     """The sweep's directory, by what is swept and a hash of every config that it holds, in the order of its jobs.
 
     An earlier version hashed the values sorted, so that several orders had one directory: what it left there of this
@@ -123,8 +124,9 @@ def _directory(verb: str, shared: list[Any], swept: list[Any]) -> Path:
     """
     from cifarbench.commands.hydra_app import compose
 
-    mine = [override for override in shared if not override.key_or_group.startswith("hydra")]
-    base = compose(verb, [override.input_line for override in mine])
+    lines = {override.key_or_group: override.input_line for override in shared}
+    mine = [line for key, line in lines.items() if key == "hydra.searchpath" or not key.startswith("hydra")]
+    base = compose(verb, mine, folder)
     label = runs.job_label("+".join(override.key_or_group for override in swept))
 
     def named(values: list[str]) -> Path:

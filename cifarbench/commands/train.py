@@ -33,7 +33,8 @@ def rewrite(arguments: list[str]) -> list[str]:
     if any(argument.startswith("hydra.run.dir=") for argument in arguments):
         return arguments
     quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
-    return [*arguments, f"hydra.run.dir='{quoted}'"]
+    at = arguments.index(f"{_RESUME}{paths[-1]}")  # beside it, as Hydra wants its overrides in one piece
+    return [*arguments[:at], f"hydra.run.dir='{quoted}'", *arguments[at:]]
 
 
 def _run_of(path: Path) -> Path:

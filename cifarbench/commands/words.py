@@ -10,6 +10,7 @@ from cifarbench.errors import ConfigError
 
 # Hydra's flags that take the next word as their value.
 _TAKING = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+_FOLDER = ("--config-dir", "-cd")
 _INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
 
@@ -63,6 +64,27 @@ def protect(arguments: Sequence[str], *keys: str) -> list[str]:
     return done
 
 
+def flags_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(Hydra's flags with their values, all other words), each in the order in which they were typed."""
+    flags: list[str] = []
+    rest: list[str] = []
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        (flags if text.startswith("-") or _belongs(before, text) else rest).append(text)
+    return flags, rest
+
+
+def config_folder(arguments: Sequence[str]) -> str | None:
+    """The folder that `--config-dir` adds to the configs; None where a command line adds none."""
+    found = None
+    for before, text in zip(["", *arguments], arguments, strict=False):
+        name, is_whole, value = text.partition("=")
+        if before in _FOLDER:
+            found = text
+        elif name in _FOLDER and is_whole:
+            found = value
+    return found
+
+
 def quoted(text: str) -> str:
     """`text` as one quoted value that Hydra and OmegaConf give back unchanged."""
     # OmegaConf reads ${…} even inside quotes; Hydra unescapes backslashes only before a quote.
@@ -78,11 +100,15 @@ def _sorted_out(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str
     words: list[str] = []
     before = ""
     for text in arguments:
-        belongs = before in _TAKING or (before in ("--info", "-i") and text in _INFO)
-        is_word = not belongs and not text.startswith("-") and _is_word(text, keys)
+        is_word = not _belongs(before, text) and not text.startswith("-") and _is_word(text, keys)
         (words if is_word else rest).append(text)
         before = text
     return rest, words
+
+
+def _belongs(before: str, text: str) -> bool:
+    """Whether `text` is the value of the flag before it."""
+    return before in _TAKING or (before in ("--info", "-i") and text in _INFO)
 
 
 def _is_word(text: str, keys: Sequence[str]) -> bool:
