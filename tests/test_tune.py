@@ -121,7 +121,7 @@ def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
 
 def test_the_best_of_a_search_over_groups_and_seeds_composes(cli, tmp_path):
     space = "tune.space=['optim=choice(adamw,adam)','optim.lr=float(0.001,0.002)','seed=int(7,8)']"
-    ended = cli("tune", *SMALL, space, "tune.trials=1")
+    ended = cli("tune", *SMALL, space, "tune.trials=1", "++optim.weight_decay=0.02")
     assert ended.code == 0, ended.err
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     best = (tmp_path / "outputs" / "tune" / "s" / "best.yaml").read_text()
@@ -131,6 +131,7 @@ def test_the_best_of_a_search_over_groups_and_seeds_composes(cli, tmp_path):
     composed = yaml.safe_load(shown.out)
     assert composed["optim"]["name"] == study_of(tmp_path).best_trial.params["optim"]
     assert composed["seed"] == study_of(tmp_path).best_trial.params["seed"] >= 7
+    assert composed["optim"]["weight_decay"] == 0.02
 
 
 def test_a_second_call_adds_only_what_is_missing(cli, tmp_path):

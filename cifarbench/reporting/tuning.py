@@ -106,7 +106,8 @@ def _csv(study: optuna.Study) -> str:
 
 def _experiment(study: optuna.Study, typed: list[str]) -> str:
     """The best config as a file for conf/experiment/ or --config-dir."""
-    pairs = dict(text.split("=", 1) for text in [*typed, *_overrides(study)])  # of a key twice, the last counts
+    words = [text.lstrip("+") for text in [*typed, *_overrides(study)]]
+    pairs = dict(word.split("=", 1) for word in words)  # of a key twice, the last counts
     groups = [(name, value) for name, value in pairs.items() if "." not in name]
     chosen = [(name, value) for name, value in groups if name not in ("seed", "plugins", "experiment", *_LAID_OVER)]
     sections: dict[str, dict[str, str]] = {}
