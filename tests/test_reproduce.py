@@ -23,6 +23,7 @@ import results
 import torch
 import yaml
 from conftest import SCRIPTS, manifest_of, rows_of, wait_until
+from PIL import Image
 from processes import Result, script
 from scipy import stats
 from table import fresh
@@ -527,8 +528,6 @@ def add_record(table):
 
 
 def redraw(table):
-    from PIL import Image
-
     Image.new("RGB", (9, 9)).save(table.folder / "accuracy_time.png")
 
 
@@ -539,6 +538,21 @@ def test_the_check_notices(table, capsys, change):
     change(table)
     ended = table.run(capsys, "--check")
     assert (ended.code, "disagrees with the records" in ended.out) == (1, True)
+
+
+def test_a_page_elsewhere_links_its_figures_and_pictures_that_are_no_figures_stay(table, capsys, tmp_path):
+    table.put(0, 0.8)
+    table.run(capsys)
+    drawn, earlier, theirs = (table.folder / f"{name}.png" for name in ("accuracy_time", "earlier", "holiday"))
+    shutil.copy(drawn, earlier)
+    Image.new("RGB", (9, 9)).save(theirs)
+    table.page = tmp_path / "far" / "away" / "PAGE.md"
+    ended = table.run(capsys)
+    assert ended.code == 0, ended.err
+    (link,) = re.findall(r"!\[.*\]\((.*)\)", table.page.read_text())
+    assert (table.page.parent / link).resolve() == drawn.resolve()
+    assert (earlier.exists(), theirs.exists()) == (False, True)
+    assert table.run(capsys, "--check").code == 0
 
 
 def test_without_records_the_page_is_absent_or_says_so(table, capsys):

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,19 @@ class Picture:
 
     def is_drawn(self, path: Path) -> bool:
         """Whether the PNG at `path` was drawn from these numbers."""
-        from PIL import Image
+        return mark_of(path) == self.mark
 
-        try:
-            with Image.open(path) as image:
-                return image.info.get(_KEY) == self.mark
-        except OSError:
-            return False
+
+def mark_of(path: Path) -> str | None:
+    """The SHA-256 of the numbers that the PNG at `path` was drawn from; None where it is no figure of ours."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            found = str(image.info.get(_KEY))
+    except OSError:
+        return None
+    return found if re.fullmatch("[0-9a-f]{64}", found) else None
 
 
 def all_of(lines: Sequence[Line], peeks: Sequence[PeekLine]) -> dict[str, Picture]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,8 +94,9 @@ def _made(
 
 
 def _stale(places: Places, pictures: dict[Path, figures.Picture]) -> list[Path]:
-    """Figures of earlier records that no record backs any more."""
-    return [path for path in sorted(places.records.glob("*.png")) if path not in pictures]
+    """Figures of earlier records that no record backs any more; pictures of other origin are left alone."""
+    found = (path for path in sorted(places.records.glob("*.png")) if path not in pictures)
+    return [path for path in found if figures.mark_of(path) is not None]
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -110,7 +112,7 @@ def _page(
 ) -> str:
     title = "" if dataset == "cifar10" else f": {dataset} images, which say nothing of CIFAR-10"
     marks = _marks(lines)
-    shown = places.records.relative_to(places.page.parent).as_posix()
+    shown = Path(os.path.relpath(places.records, places.page.parent)).as_posix()
     parts = [_HEAD.format(title=title, records=shown), _machines(marks) if lines else _NONE]
     links = {path.stem: f"![{picture.caption}]({shown}/{path.name})\n" for path, picture in pictures.items()}
     parts += [links[name] for name in ("accuracy_time",) if name in links]
