@@ -34,16 +34,16 @@ def register_resolvers() -> None:
 
 def run_name(model: str) -> str:
     """A name that no other run has, even one started in the same second: 2026-01-31_12-00-00-vgg-3f9a1c."""
-    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{_safe(model)}-{secrets.token_hex(3)}"
+    return f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{safe_name(model)}-{secrets.token_hex(3)}"
 
 
 def job_label(overrides: str) -> str:
     """What differs in a sweep's job as a folder name: "model=vgg,seed=1" stays readable, nothing leaves the folder."""
-    return _safe(overrides)[:100] or "job"
+    return safe_name(overrides)[:100] or "job"
 
 
-def _safe(text: str) -> str:
-    """`text` with everything but letters, digits and `=,._-` replaced, and no leading dot."""
+def safe_name(text: str) -> str:
+    """`text` as part of a file's name: everything but letters, digits and `=,._-` replaced, and no leading dot."""
     return re.sub(r"[^\w=,.-]|\.\.", "_", text, flags=re.ASCII).lstrip(".")
 
 

@@ -94,11 +94,13 @@ def test_plain_output_is_a_line_an_epoch_and_a_panel(cli):
     assert "\x1b" not in result.out
 
 
-def test_a_directory_with_brackets_is_shown_as_it_is(cli):
-    """A sweep's job is named after its overrides, and brackets are markup to a console."""
-    result = cli("train", *TINY, "trainer.epochs=1", "trainer.test=false", "hydra.run.dir='0-plugins=[a.py]'")
+def test_names_with_brackets_are_shown_as_they_are(cli):
+    """Jobs of sweeps are named after their overrides, augmentations as one likes; to a console brackets are markup."""
+    words = ["trainer.epochs=1", "trainer.test=false", "augment.name='crop [/4] :cat:'"]
+    result = cli("train", *TINY, *words, "hydra.run.dir='0-plugins=[a.py]'")
     assert result.code == 0, result.err
     assert "\n0-plugins=[a.py]\n" in result.out
+    assert " · crop [/4] :cat:   " in result.out
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
@@ -145,8 +147,10 @@ def test_figures_need_no_display_whatever_the_backend(cli, tmp_path, monkeypatch
 
 
 def test_data_show_draws_samples_before_and_after_augmentation(cli, tmp_path):
-    result = cli("data", "show", "data=synthetic", "data.size=600", "augment=cutout", "rows=2")
+    words = ["data=synthetic", "data.size=600", "augment=cutout", "augment.name=../crop/4", "rows=2"]
+    result = cli("data", "show", *words)
     assert result.code == 0, result.err
+    assert len(list(tmp_path.glob("outputs/data/samples*.png"))) == 2
     before, after = (pixels_of(line) for line in result.out.splitlines() if line.endswith(".png"))
     assert before.shape[1] == after.shape[1]
     assert not np.array_equal(before, after)

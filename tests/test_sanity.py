@@ -175,8 +175,10 @@ def test_the_test_part_changes_nothing():
 
 
 def test_the_command_passes_with_0_and_fails_with_1(cli, tmp_path):
-    result = cli("sanity", *TINY[:2], "model=lenet", "optim=sgd", "trainer.threads=1", "images=20")
+    words = ["model=lenet", "optim=sgd", "trainer.threads=1", "images=20", r"augment.name='crop [/4] $\frac$'"]
+    result = cli("sanity", *TINY[:2], *words)
     assert result.code == 0, result.out + result.err
+    assert r"lenet · sgd · crop [/4] $\frac$" in result.out
     assert "all passed" in result.out
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     names = ("gradients.png", "inputs.png", "sanity.json")

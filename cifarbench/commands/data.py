@@ -75,6 +75,7 @@ def _show(config: DataVerbConfig) -> int:
     from cifarbench.data.split import channel_statistics, split
     from cifarbench.reporting.figures import image_grid, save
     from cifarbench.reporting.results import caption
+    from cifarbench.runs import safe_name
 
     data = load_images(config.data, print)
     parts = split(data, config.split)
@@ -89,7 +90,7 @@ def _show(config: DataVerbConfig) -> int:
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     note = caption(data.name, parts.name, parts.fingerprint)
-    for name, shown in (("samples", images), (f"samples-{config.augment.name}", augmented)):
+    for name, shown in (("samples", images), (f"samples-{safe_name(config.augment.name)}", augmented)):
         figure = image_grid(shown.permute(0, 2, 3, 1).numpy(), titles, 10, f"{data.name}: {name}", note)
         save(figure, out / f"{name}.png")
         print(out / f"{name}.png")

@@ -53,7 +53,7 @@ def gradient_figure(norms: dict[str, float | None], title: str, note: str) -> Fi
     axes.set_yticks(range(len(names)), names, fontsize=7)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("root mean square of the weights' gradient", color=_INK)
-    axes.set_title(f"Gradients layer by layer: {title}", color=_INK, pad=10)
+    axes.set_title(f"Gradients layer by layer: {title}", color=_INK, pad=10, parse_math=False)
     axes.tick_params(colors=_INK)
     axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel(f"{note}   ·   dotted: where vanishing begins, {FAINT:g} of the last layer's", color=_SOFT, size=8)
@@ -63,8 +63,8 @@ def gradient_figure(norms: dict[str, float | None], title: str, note: str) -> Fi
 def print_checks(title: str, note: str, checks: list[Check], paths: list[str]) -> None:
     """Print the table, advice for what failed, and where the files lie."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
-    console.print(f"[bold]{title}[/]")
-    console.print(f"[dim]{note}; training images alone[/]\n")
+    console.print(Text(title, "bold"))
+    console.print(Text(f"{note}; training images alone\n", "dim"))
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for name in ("", "check", "found", "rule"):
         table.add_column(name, no_wrap=name in ("", "check"))

@@ -45,14 +45,12 @@ class _Screen(Observer):
         where += f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
         where += f", {environment['processes']} processes" if environment["processes"] > 1 else ""
         limit = f", at most {stopwatch(facts.max_time)}" if facts.max_time else ""
-        self.console.print(
-            f"[bold]{facts.title}[/]   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP an image"
-        )
-        self.console.print(
-            f"[dim]{facts.dataset}: {counts['train']:,} train, {counts['val']:,} validation, "
-            f"{counts['test']:,} test (sealed)[/]"
-        )
-        self.console.print(f"[dim]{where}; {facts.epochs} epochs of {facts.steps_per_epoch} steps{limit}[/]")
+        size = f"   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP an image"
+        # As texts, since `[…]` in a name is no markup.
+        self.console.print(Text.assemble((facts.title, "bold"), size))
+        images = f"{counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test (sealed)"
+        self.console.print(Text(f"{facts.dataset}: {images}", "dim"))
+        self.console.print(Text(f"{where}; {facts.epochs} epochs of {facts.steps_per_epoch} steps{limit}", "dim"))
         self.console.print(Text(facts.directory, "dim"))
 
     def note(self, text: str) -> None:

@@ -37,7 +37,8 @@ def print_summary(summary: dict[str, Any], width: int | None = None) -> None:
     """Print layers, stages, peaks and warnings; `width` in columns, else the terminal's."""
     console = Console(highlight=False, width=width or (None if sys.stdout.isatty() else 110))
     field = summary["receptive_field"]
-    console.print(f"[bold]{summary['model']}[/]   {summary['parameters']:,} parameters{_frozen(summary)}")
+    size = f"   {summary['parameters']:,} parameters{_frozen(summary)}"
+    console.print(Text.assemble((summary["model"], "bold"), size))
     console.print(
         f"[dim]{_count(summary['flops'])}FLOP and {_memory(summary['memory_kb'])} of activations an image; "
         f"receptive field {'unknown' if field is None else f'{field} px'}[/]\n"

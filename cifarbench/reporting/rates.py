@@ -55,8 +55,8 @@ def print_suggestions(title: str, note: str, report: dict[str, Any], paths: list
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     last = report["points"][-1]["lr"]
     ended = f"{report['ended']} at" if report["ended"] != "end" else "reached"
-    console.print(f"[bold]{title}[/]   {len(report['points'])} steps, {ended} a rate of {last:.2g}")
-    console.print(f"[dim]{note}; training images alone[/]\n")
+    console.print(Text.assemble((title, "bold"), f"   {len(report['points'])} steps, {ended} a rate of {last:.2g}"))
+    console.print(Text(f"{note}; training images alone\n", "dim"))
     table = Table(box=None, padding=(0, 1), header_style="dim")
     table.add_column("suggestion")
     table.add_column("optim.lr", justify="right", no_wrap=True)
