@@ -86,13 +86,13 @@ def test_accuracy_runs_seeds_keeps_their_directories_and_does_not_repeat_them(cl
     assert before == [(tmp_path / "out" / f"0-seed{seed}" / "run.json").read_bytes() for seed in (0, 1)]
 
 
-def test_the_runs_of_a_race_take_options_from_a_folder_of_ones_own(cli, tmp_path):
+def test_the_runs_of_a_race_take_options_from_a_folder_of_ones_own_and_lie_in_any(cli, tmp_path):
     (tmp_path / "mine" / "augment").mkdir(parents=True)
     (tmp_path / "mine" / "augment" / "plain.yaml").write_text("defaults: [none, _self_]\nname: plain\n")
-    words = ["augment=plain", "bench.measure=accuracy", "bench.seeds=1", "trainer.epochs=1", "hydra.run.dir=out"]
+    words = ["augment=plain", "bench.measure=accuracy", "bench.seeds=1", "trainer.epochs=1", "hydra.run.dir='b (1)'"]
     ended = cli("bench", *TINY, *words, "--config-dir=mine")
     assert ended.code == 0, ended.err
-    assert yaml.safe_load((tmp_path / "out/0-seed0/config.yaml").read_text())["augment"]["name"] == "plain"
+    assert yaml.safe_load((tmp_path / "b (1)/0-seed0/config.yaml").read_text())["augment"]["name"] == "plain"
 
 
 def test_a_config_that_cannot_be_trained_is_refused_before_anything_is_timed(cli, tmp_path):

@@ -18,7 +18,8 @@ from PIL import Image
 from test_metrics import OnMps
 
 from cifarbench.commands.hydra_app import compose
-from cifarbench.commands.words import gather, gather_first, gather_one, protect, quoted
+from cifarbench.commands.words import gather, gather_first, gather_one, protect
+from cifarbench.config.quoting import quoted
 from cifarbench.data.image_files import ImageError, find, read
 from cifarbench.data.synthetic import draw
 from cifarbench.errors import ConfigError

@@ -179,6 +179,14 @@ def test_resuming_by_directory_with_one_other_key_is_refused(cli, finished):
     assert "`optim.lr`: 0.1 in the run, 0.3 asked for" in result.err
 
 
+def test_a_run_is_resumed_by_a_directory_of_any_name(cli, finished, tmp_path):
+    name = r"a\b (1) it's"
+    finished.rename(tmp_path / name)
+    again = cli("train", f"trainer.resume={name}")
+    assert (again.code, "already complete" in again.out) == (0, True), again.err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_run_is_resumed_beside_a_folder_of_options(cli, finished, tmp_path):
     (tmp_path / "mine").mkdir()
     again = cli("train", "trainer.resume=run", "--config-dir", "mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cifarbench import runs
+from cifarbench.config.quoting import quoted
 from cifarbench.errors import Interrupted, SweepError
 from cifarbench.training.signals import run_child, stop_requests
 
@@ -52,13 +54,13 @@ def race(
 
 def _trained(overrides: list[str], directory: Path) -> dict[str, Any]:
     """Train in a process of its own, or take what an earlier one left; returns the run's record."""
-    command = [sys.executable, "-m", "cifarbench", "train", *overrides, f"hydra.run.dir={directory}"]
+    command = [sys.executable, "-m", "cifarbench", "train", *overrides, f"hydra.run.dir={quoted(str(directory))}"]
     with tempfile.TemporaryFile("w+") as said, stop_requests() as request:
         code = run_child([*command, "trainer.progress=none"], said, request)
         said.seek(0)
         lines = said.read().strip().splitlines()
     if request.number:
-        again = f"hydra.run.dir={runs.shown_path(directory.parent)}"
+        again = shlex.quote(f"hydra.run.dir={runs.shown_path(directory.parent)}")
         raise Interrupted(f"stopped, saved; the same command with {again} goes on with it.", request.number)
     if code:
         raise SweepError(f"{' '.join(command[3:])} ended with exit code {code}: {lines[-1] if lines else ''}")

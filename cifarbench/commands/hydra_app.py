@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from cifarbench import runs
 from cifarbench.commands.names import brings_configs, check_names, conf_dir, unknown_key, unknown_option
 from cifarbench.commands.plugins import load_plugins, plugins_in
-from cifarbench.commands.words import protect, quoted
+from cifarbench.commands.words import protect
+from cifarbench.config.quoting import quoted
 from cifarbench.errors import CifarbenchError, ConfigError, Interrupted, SweepError
 
 if TYPE_CHECKING:

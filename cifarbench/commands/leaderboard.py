@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cifarbench.commands.words import gather, quoted
+from cifarbench.commands.words import gather
 from cifarbench.config.judge import LeaderboardConfig
 from cifarbench.config.load import load
+from cifarbench.config.quoting import quoted
 from cifarbench.errors import ConfigError
 
 _KEYS = ("folder", "by", "sort", "only", "where", "verified", "protocol", "limit", "top", "compare", "out")

@@ -12,6 +12,7 @@ from cifarbench import runs
 from cifarbench.commands import sweep
 from cifarbench.commands.plugins import check_plugin, load_plugins, loaded_digest
 from cifarbench.config.load import differences, load, to_plain
+from cifarbench.config.quoting import quoted
 from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import CifarbenchError, ConfigError, IntegrityError, Interrupted
 
@@ -32,9 +33,8 @@ def rewrite(arguments: list[str]) -> list[str]:
     directory = _run_of(Path(paths[-1].strip("'\"")))
     if any(argument.startswith("hydra.run.dir=") for argument in arguments):
         return arguments
-    quoted = str(directory).replace("\\", "\\\\").replace("'", "\\'")
     at = arguments.index(f"{_RESUME}{paths[-1]}")  # beside it, as Hydra wants its overrides in one piece
-    return [*arguments[:at], f"hydra.run.dir='{quoted}'", *arguments[at:]]
+    return [*arguments[:at], f"hydra.run.dir={quoted(str(directory))}", *arguments[at:]]
 
 
 def _run_of(path: Path) -> Path:

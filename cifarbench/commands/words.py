@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from cifarbench.config.quoting import quoted
 from cifarbench.errors import ConfigError
 
 # Hydra's flags that take the next word as their value.
@@ -83,15 +84,6 @@ def config_folder(arguments: Sequence[str]) -> str | None:
         elif name in _FOLDER and is_whole:
             found = value
     return found
-
-
-def quoted(text: str) -> str:
-    """`text` as one quoted value that Hydra and OmegaConf give back unchanged."""
-    # OmegaConf reads ${…} even inside quotes; Hydra unescapes backslashes only before a quote.
-    text = re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + "\\${", text)
-    text = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)
-    text = re.sub(r"(\\+)\Z", lambda found: found[1] * 2, text)
-    return f"'{text}'"
 
 
 def _sorted_out(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str], list[str]]:
