@@ -146,6 +146,18 @@ def test_the_command_leaves_a_picture_and_a_record_and_nothing_else(cli, tmp_pat
     assert f"lr: {report['suggestions']['valley']}" in typed.out
 
 
+def test_a_model_with_a_dot_in_its_name_keeps_it_in_the_files(cli, tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from torch import nn\nfrom cifarbench.models.registry import register\n"
+        "@register('net1.5')\nclass Net(nn.Sequential):\n    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(3072, 10))\n"
+    )
+    data = ["data=synthetic", "data.size=600", "trainer.batch_size=32", "trainer.threads=1"]
+    result = cli("lr-find", *data, "plugins=[own.py]", "model=net1.5", "optim=sgd", "steps=20")
+    assert result.code == 0, result.err
+    assert {path.name for path in (tmp_path / "outputs/lr-find").iterdir()} == {"net1.5-sgd.png", "net1.5-sgd.json"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

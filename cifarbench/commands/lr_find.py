@@ -35,11 +35,10 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     title = f"{config.model.name} · {config.optim.name} · batch {config.trainer.batch_size}"
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    stem = out / f"{config.model.name}-{config.optim.name}"
-    write_json(stem.with_suffix(".json"), report)
-    save(rate_figure(curve.rates, curve.losses, curve.smoothed, found, title, note), stem.with_suffix(".png"))
-    paths = [shown_path(stem.with_suffix(kind)) for kind in (".png", ".json")]
-    print_suggestions(title, note, report, paths)
+    picture, record = (out / f"{config.model.name}-{config.optim.name}{kind}" for kind in (".png", ".json"))
+    write_json(record, report)
+    save(rate_figure(curve.rates, curve.losses, curve.smoothed, found, title, note), picture)
+    print_suggestions(title, note, report, [shown_path(path) for path in (picture, record)])
     return 0
 
 
