@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def show_study(study: optuna.Study, metric: str, typed: list[str], directory: Pa
     console.print(
         f"{len(trials)} trials, {pruned} pruned; best validation {metric} {study.best_value:.4f}, once opened:"
     )
-    console.print(Text(f"cifarbench train {' '.join([*typed, *_overrides(study)])}", "bold"))
+    console.print(Text(shlex.join(["cifarbench", "train", *typed, *_overrides(study)]), "bold"))
     for name, share in importance(study).items():
         console.print(Text(f"  {share:>4.0%}  {name}"))
     console.print(Text(f"{shown_path(directory)}: trials.csv, study.json, best.yaml, study.png", "dim"))
