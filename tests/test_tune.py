@@ -156,10 +156,12 @@ def test_too_few_trials_to_say_what_matters_are_no_shares_and_no_warning(values)
 
 
 def test_a_grid_is_walked_once(cli, tmp_path):
-    space = "tune.space=['optim.lr=choice(0.05,0.1)','trainer.batch_size=choice(64,128)']"
+    space = "tune.space=['optim.lr=choice(0.05,0.1)','model.first_widths=choice([8, 8],[4,8])']"
     assert cli("tune", *SMALL, space, "tune.sampler=grid", "tune.pruner=none", "tune.trials=4").code == 0
-    seen = {(trial.params["optim.lr"], trial.params["trainer.batch_size"]) for trial in study_of(tmp_path).trials}
-    assert len(seen) == 4
+    seen = {(trial.params["optim.lr"], trial.params["model.first_widths"]) for trial in study_of(tmp_path).trials}
+    assert seen == {(rate, widths) for rate in ("0.05", "0.1") for widths in ("[8,8]", "[4,8]")}
+    best = yaml.safe_load((tmp_path / "outputs/tune/s/best.yaml").read_text())
+    assert best["model"]["first_widths"] in ([8, 8], [4, 8])
     # Asked for more, it stays at that, and says so.
     more = cli("tune", *SMALL, space, "tune.sampler=grid", "tune.pruner=none")
     assert more.code == 0, more.err
@@ -388,7 +390,11 @@ def test_a_bad_search_is_one_sentence_and_exit_2(cli, tmp_path, bad, words):
 
 
 @pytest.mark.parametrize(
-    "text", ["optim.lr", "optim.lr=log(0,1)", "optim.lr=float(2,1)", "a=int(1.5,2)", "a=choice(1)", "a=normal(0,1)"]
+    "text",
+    [
+        *("optim.lr", "optim.lr=log(0,1)", "optim.lr=float(2,1)", "a=int(1.5,2)", "a=choice(1)", "a=choice([1,2])"),
+        "a=normal(0,1)",
+    ],
 )
 def test_what_is_no_dimension_is_refused(text):
     with pytest.raises(ConfigError, match=r"`tune\.space`"):

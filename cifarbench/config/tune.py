@@ -81,7 +81,7 @@ def dimension(text: str) -> Dimension:
             f"`tune.space` holds {text!r}; write KEY=float(low,high), log(low,high), int(low,high) or choice(a,b,…)."
         )
     name, kind, inner = match.groups()
-    values = tuple(part for part in inner.split(",") if part)
+    values = _entries(inner)
     if name.split(".")[0] in ("tune", "hydra", "split", "data", "plugins"):
         raise ConfigError(f"`tune.space` holds {name!r}; data, split and the study itself stay the same over a search.")
     if kind == "choice":
@@ -90,6 +90,18 @@ def dimension(text: str) -> Dimension:
         return Dimension(name, kind, values)
     _check_bounds(text, kind, values)
     return Dimension(name, kind, values)
+
+
+def _entries(text: str) -> tuple[str, ...]:
+    """What stands between commas, but for those inside brackets, which belong to a list."""
+    entries, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and not depth:
+            entries.append("")
+        else:
+            entries[-1] += letter
+    return tuple(entry for entry in entries if entry)
 
 
 def _check_bounds(text: str, kind: str, values: tuple[str, ...]) -> None:
