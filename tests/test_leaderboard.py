@@ -245,6 +245,16 @@ def test_leaderboard_compares_recipes_over_all_their_seeds(cli, runs):
     assert "McNemar" in ended.out
 
 
+def test_two_runs_of_one_recipe_are_said_to_be_that(cli, runs):
+    first, second = (path.parent for path in sorted((runs / "sweep").glob("*/run.json"))[:2])
+    for pair in ((first, second), (first, first)):
+        ended = cli("leaderboard", str(runs), "--compare", *map(str, pair))
+        assert ended.code == 0, ended.err
+        assert "Both directories are runs of one recipe" in ended.out
+        assert "noise" not in ended.out
+    assert "McNemar" in ended.out  # the two models can be compared all the same
+
+
 @pytest.mark.parametrize("is_older", [False, True])
 def test_other_views_in_the_test_are_another_recipe(runs, tmp_path, is_older):
     folder = shutil.copytree(runs, tmp_path / "copy")

@@ -141,7 +141,10 @@ def interval(values: Sequence[float], images: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the second group is better than the first. `p` is Welch's two-sided, None where a group has one run."""
+    """Whether the second group is better than the first. `p` is Welch's two-sided.
+
+    `p` is None where a group has one run, or both are one.
+    """
 
     first: Group
     second: Group
@@ -168,7 +171,7 @@ def compare(first: Group, second: Group, by: str) -> Verdict:
             f"{one.split[1][:12]} and {other.dataset[0]} {other.split[0]} {other.split[1][:12]} are different data."
         )
     difference = second.mean - first.mean
-    p = _welch(first, second, by) if first.n > 1 and second.n > 1 else None
+    p = _welch(first, second, by) if first.n > 1 and second.n > 1 and first != second else None
     return Verdict(first, second, difference, p, _sentence(first, second, difference, p))
 
 
@@ -184,6 +187,8 @@ def _welch(first: Group, second: Group, by: str) -> float:
 
 
 def _sentence(first: Group, second: Group, difference: float, p: float | None) -> str:
+    if first == second:
+        return f"Both directories are runs of one recipe (n = {first.n}); name one of another to compare it with."
     points = f"{100 * abs(difference):.2f} points apart"
     if p is None:
         return (
