@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cifarbench.config.load import load
 from cifarbench.config.quoting import quoted
 from cifarbench.errors import ConfigError
 
-_KEYS = ("folder", "by", "sort", "only", "where", "verified", "protocol", "limit", "top", "compare", "out")
+_KEYS = tuple(field.name for field in dataclasses.fields(LeaderboardConfig))
 
 
 def rewrite(arguments: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cifarbench.errors import IntegrityError, ResourceError
 
 def rewrite(arguments: list[str]) -> list[str]:
     """Turn `DIR DIR` into `run=[DIR,DIR]`."""
-    return gather(arguments, "run", ("run", "protocol", "limit", "root", "threads", "plugins"))
+    return gather(arguments, "run", [field.name for field in dataclasses.fields(VerifyConfig)])
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
