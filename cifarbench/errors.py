@@ -29,6 +29,11 @@ class IntegrityError(CifarbenchError):
     exit_code = 3
 
 
+def damaged(path: object, reason: object) -> IntegrityError:
+    """The error for a file of a run, or a record of one, that is not what was written."""
+    return IntegrityError(f"{path} is damaged: {reason}. Put a copy in its place, or train again in another folder.")
+
+
 class NonFiniteError(CifarbenchError):
     """A loss or a weight that became infinite or not a number."""
 

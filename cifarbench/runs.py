@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cifarbench.config.history import complete
-from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.errors import ConfigError, IntegrityError, damaged
 
 SCHEMA = 1
 _LIMIT_BYTES = 64 << 20
@@ -148,7 +148,7 @@ class RunDirectory:
         """
         test = self.manifest.get("test", {})
         if not isinstance(test, dict) or not isinstance(test.get("openings", 0), int):
-            raise IntegrityError(f"{self.path / 'run.json'} is damaged: its `test.openings` is no whole number.")
+            raise damaged(self.path / "run.json", "its `test.openings` is no whole number")
         self.update(test={**test, "openings": test.get("openings", 0) + 1})
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -177,9 +177,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = _from_json(_read_small(path))
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}.") from error
+        raise damaged(path, error) from error
     if not isinstance(values, dict):
-        raise IntegrityError(f"{path} is damaged: it holds no JSON object.")
+        raise damaged(path, "it holds no JSON object")
     return values
 
 
@@ -196,9 +196,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(_read_small(path))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {str(error).splitlines()[0]}.") from error
+        raise damaged(path, str(error).splitlines()[0]) from error
     if not isinstance(values, dict):
-        raise IntegrityError(f"{path} is damaged: it holds no keys.")
+        raise damaged(path, "it holds no keys")
     return complete(values)
 
 
@@ -224,9 +224,9 @@ def read_rows(directory: Path) -> list[dict[str, Any]]:
     try:
         rows = [_from_json(line) for line in _read_small(path).splitlines() if line.strip()]
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path} is damaged: {error}.") from error
+        raise damaged(path, error) from error
     if not all(isinstance(row, dict) for row in rows):
-        raise IntegrityError(f"{path} is damaged: a line holds no JSON object.")
+        raise damaged(path, "a line holds no JSON object")
     return rows
 
 

@@ -318,6 +318,15 @@ def test_damage_is_refused_and_nothing_is_unpickled(cli, run, tmp_path, damage):
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "metrics.jsonl", "predictions.npz"])
+def test_the_refusal_of_a_damaged_file_says_what_can_be_done(cli, run, name):
+    (run / name).write_text("[")
+    result = cli("report", "run")
+    assert result.code == 3
+    assert f"{name} is damaged: " in result.err
+    assert "Put a copy in its place, or train again" in result.err
+
+
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["run=[]"], ["run", "run"], ["run", "out=page.txt"]])
 def test_what_is_no_run_is_refused(cli, run, arguments):
     result = cli("report", *arguments)

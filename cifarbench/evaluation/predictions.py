@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.errors import ConfigError, IntegrityError, damaged
 
 _LIMIT_BYTES = 64 << 20
 _OFFICIAL_START = 50_000  # the official test batch begins here in the published order
@@ -69,16 +69,14 @@ def read_predictions(run: Path) -> Predictions:
     count = len(logits) if logits.ndim == 2 else 0
     whole = indices.dtype.kind == targets.dtype.kind == "i" and logits.dtype.kind == "f"
     if not whole or logits.shape != (count, 10) or not indices.shape == targets.shape == (count,) or not count:
-        raise IntegrityError(
-            f"{path} is damaged: it must hold n indices, n targets and (n, 10) logits, but has "
-            f"{indices.shape}, {targets.shape} and {logits.shape}."
-        )
+        found = f"{indices.shape}, {targets.shape} and {logits.shape}"
+        raise damaged(path, f"it must hold n indices, n targets and (n, 10) logits, but has {found}")
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         logits = logits.astype(np.float32)
     if not np.isfinite(logits).all() or targets.min() < 0 or targets.max() > 9 or indices.min() < 0:
-        raise IntegrityError(f"{path} is damaged: a logit is not finite, a target not in 0..9, or an index below 0.")
+        raise damaged(path, "a logit is not finite, a target not in 0..9, or an index below 0")
     if len(np.unique(indices)) < count:
-        raise IntegrityError(f"{path} is damaged: an image stands in it twice.")
+        raise damaged(path, "an image stands in it twice")
     numbers, labels = (torch.from_numpy(array.astype(np.int64)) for array in (indices, targets))
     return Predictions(numbers, labels, torch.from_numpy(logits))
 
@@ -97,9 +95,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                 content = io.BytesIO(archive.read(f"{name}.npy"))
                 found[name] = np.lib.format.read_array(content, allow_pickle=False)
     except (zipfile.BadZipFile, KeyError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError) as error:
-        raise IntegrityError(f"{path} is damaged: {str(error) or type(error).__name__}.") from error
+        raise damaged(path, str(error) or type(error).__name__) from error
     except Exception as error:
         if type(error).__module__ not in ("zlib", "lzma"):
             raise
-        raise IntegrityError(f"{path} is damaged: {error}.") from error
+        raise damaged(path, error) from error
     return found
