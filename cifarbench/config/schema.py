@@ -13,7 +13,10 @@ from cifarbench.errors import ConfigError
 SPLITS = ("last20", "official", "train_last20")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TTAS = ("none", "flip", "multicrop")
-TTA = "Views averaged in the test: the image; it and its mirror; both, also shifted by 1 px on both diagonals."
+TTA = (
+    "Views averaged in the test: none, the image; flip, it and its mirror; multicrop, these by a quarter each, and by "
+    "an eighth each the image moved by 1 px up left and by 1 px down right, with their mirrors."
+)
 THREADS = "CPU threads; null: all cores."
 ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
 PLUGINS = "Python files with models of your own, as named when training."
