@@ -12,9 +12,11 @@ from cifarbench.errors import ConfigError
 class AugmentConfig:
     """What happens to trainable images on their way to the model, each image by draws of its own.
 
+    A key that says how a step is done, such as `crop_fill` or `flip_alternates`, does nothing where the step is off:
+    so `crop_padding` or `flip` may be 0 beside the options that set both, as in a sweep.
+
     Raises:
-        ConfigError: if the scale range is reversed, the colour of a crop's border has no border, or a policy's
-            settings cannot take effect.
+        ConfigError: if the scale range is reversed, or RandAugment has no operations.
     """
 
     name: str = key("A label for tables and figures; it changes nothing else.", neutral=True)
