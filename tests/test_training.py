@@ -382,7 +382,11 @@ def test_sizes_that_the_network_cannot_halve_are_refused(cli):
 @pytest.mark.parametrize(
     ("name", "layers", "told"),
     [
-        ("broken", "nn.Conv2d(3, 4, 3), nn.Linear(10, 10)", "model=broken fails on images of 32 px (RuntimeError: "),
+        (
+            "shapeless",
+            "nn.Conv2d(3, 4, 3), nn.Linear(10, 10)",
+            "model=shapeless fails on images of 32 px (RuntimeError: ",
+        ),
         ("wide", "nn.Flatten(), nn.Linear(3072, 100)", "model=wide turns images (2, 3, 32, 32) into (2, 100)"),
     ],
 )
