@@ -456,10 +456,10 @@ def test_a_record_from_before_a_key_existed_is_averaged_with_later_ones(table, c
 
 @pytest.mark.parametrize(
     ("change", "lines"),
-    [({"kernels": "torch", "checkpoint_epochs": 7, "report": True}, ["2"]), ({"tta": "flip"}, ["1", "1"])],
-    ids=["neutral", "scoring"],
+    [({"kernels": "torch", "report": True}, ["2"]), ({"tta": "flip"}, ["1", "1"]), ({"untimed_steps": 3}, ["1", "1"])],
+    ids=["neutral", "scoring", "clocks"],
 )
-def test_keys_that_can_change_no_score_leave_records_comparable(table, capsys, change, lines):
+def test_keys_that_can_change_neither_a_score_nor_a_time_leave_records_comparable(table, capsys, change, lines):
     config = json.loads(json.dumps(table.record["config"]))
     assert all(config["trainer"][name] != value for name, value in change.items())
     config["trainer"].update(change)

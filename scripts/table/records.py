@@ -25,6 +25,7 @@ NOTE = "reproduce.json"  # in a run directory: what the run itself cannot know
 SHARED = "not timed: the machine was shared"
 SCORING = ("tta", "test")  # keys that leave the weights alone and change what the test part shows
 _NEUTRAL = {field.name for field in dataclasses.fields(TrainerConfig) if rule_of(field).neutral} - {*SCORING}
+_COUNTED = ("untimed_steps", "checkpoint_epochs", "checkpoint_every", "tensorboard")  # of neutral keys those in times
 _NOT_RECIPE = ("seed", "data", "plugins")  # the images are named by their fingerprint, not by where they lay
 _CLOCKS = ("training", "train", "train_test", "cold")
 _TEST = ("accuracy", "accuracy_official", "accuracy_without_duplicates", "loss", "openings")
@@ -143,8 +144,9 @@ class Record:
 
     @property
     def line(self) -> tuple[Any, ...]:
-        """What records must share to be averaged: recipe, split, profile, hardware and versions."""
-        return (*self.recipe, self.environment)
+        """What records must share to be averaged: recipe, split, profile, what clocks count, hardware and versions."""
+        trainer = complete(self.values["config"]).get("trainer", {})
+        return (*self.recipe, *(trainer.get(name) for name in _COUNTED), self.environment)
 
     @property
     def recipe(self) -> tuple[Any, ...]:
