@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import shlex
+import shutil
 import signal
 import sqlite3
 
@@ -19,6 +20,7 @@ from processes import forked, shell
 
 from cifarbench import runs
 from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.names import conf_dir
 from cifarbench.config.load import load
 from cifarbench.config.tune import TuneVerbConfig, dimension
 from cifarbench.data.dataset import image_set
@@ -119,6 +121,16 @@ def test_a_study_ends_with_the_command_of_its_best_trial(cli, tmp_path):
     assert composed["optim"]["name"] == "sgd"
     assert composed["model"] == yaml.safe_load((folder / "trial-0" / "config.yaml").read_text())["model"]
     assert composed["model"]["norm"] == "none"
+
+
+def test_a_study_over_options_of_ones_own_ends_with_a_command_that_finds_them(cli, tmp_path):
+    (tmp_path / "mine" / "augment").mkdir(parents=True)
+    shutil.copy(conf_dir() / "augment" / "flip.yaml", tmp_path / "mine" / "augment" / "plain.yaml")
+    ended = cli("tune", *SMALL, "augment=plain", "trainer.epochs=1", "tune.trials=1", "--config-dir", "mine")
+    assert ended.code == 0, ended.err
+    (line,) = (line for line in ended.out.splitlines() if line.startswith("cifarbench train"))
+    shown = cli("train", *shlex.split(line)[2:], "--cfg", "job")
+    assert (shown.code, yaml.safe_load(shown.out)["augment"]["flip"]) == (0, 0.5), shown.err
 
 
 def test_the_best_of_a_search_over_groups_and_seeds_composes(cli, tmp_path):

@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock
 
 from cifarbench import runs
-from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.hydra_app import added_places, compose
 from cifarbench.commands.plugins import load_plugins
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
@@ -71,10 +71,11 @@ def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
         if wanted < config.tune.trials:
             end = "the study ends with as many trials, fewer than `tune.trials`"
             print(f"the grid has {wanted} points: {end}", flush=True)
-        run_trials(study, wanted, _Worker(config, typed, directory, data))
+        shared = [*added_places(), *typed]
+        run_trials(study, wanted, _Worker(config, shared, directory, data))
         with FileLock(directory / ".lock"):  # all workers end at the same moment
             write_study(study, typed, directory)
-        show_study(study, config.tune.metric, typed, directory)
+        show_study(study, config.tune.metric, shared, directory)
 
 
 _SPACES = "tune=muon, sgd or adamw has that of an optimizer, and tune.space=[…] any"
