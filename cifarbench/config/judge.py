@@ -33,7 +33,9 @@ class LeaderboardConfig(_Limited):
     where: str = key("Only runs whose typed overrides contain this text, such as optim=adamw; empty: all.")
     verified: bool = key("Only runs that `cifarbench verify` found in order, unchanged since, with their directories.")
     protocol: str = key("With `verified`: the split that the verdict demanded.", choices=SPLITS)
-    limit: str | None = key("With `verified`: the longest limit that the verdict may have demanded: 35m; null: any.")
+    limit: str | None = key(
+        "With `verified`: the longest limit that the verdict may have demanded: 35m; null: any.", unit="time"
+    )
     top: int = key("Rows shown of each table; 0: all.", unit="rows", ge=0)
     compare: tuple[str, ...] = key("Two run directories whose recipes are compared over all their seeds; [] for none.")
     out: str | None = key("Folder for leaderboard.csv, .json and .md; null: none is written.")
@@ -52,7 +54,7 @@ class VerifyConfig(_Limited):
 
     run: tuple[str, ...] = key("Run directories to judge.")
     protocol: str = key("The split that the rules demand.", choices=SPLITS)
-    limit: str | None = key("Wall-clock limit of a run, test included: 35m; null: none.")
+    limit: str | None = key("Wall-clock limit of a run, test included: 35m; null: none.", unit="time")
     root: str | None = key(ROOT)
     threads: int | None = key("CPU threads; null: as the run used.", ge=1, le=1024)
     plugins: tuple[str, ...] = key("Python files with the models of the runs, which you have read.")

@@ -143,8 +143,8 @@ def check(rule: Rule, hint: Any, value: Any, path: str) -> Any:
     wrong = ConfigError(f"`{path}` is {value!r}; {_rule_text(rule, hint)}.")
     if hint is float and type(value) is int:
         value = float(value)
-    if hint is str and type(value) in (int, float):
-        value = str(value)  # YAML takes digits for a number
+    if hint is str and (type(value) is int or (type(value) is float and rule.unit)):
+        value = str(value)  # YAML takes digits for a number; what has a unit is told the rule for it
     if type(value) is not hint:
         raise wrong
     if hint in (int, float) and not rule.allows(value):

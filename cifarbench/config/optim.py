@@ -65,7 +65,7 @@ class MuonConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Schedule:
-    warmup: str = key("Linear rise from 0 to the peak rate, a span of the run: 5%, 2epochs, 200steps.")
+    warmup: str = key("Linear rise from 0 to the peak rate, a span of the run: 5%, 2epochs, 200steps.", unit="span")
 
     def __post_init__(self) -> None:
         check_span(self.warmup, "scheduler.warmup")
@@ -83,7 +83,7 @@ class StepConfig(_Schedule):
     """A drop by `gamma` after every span."""
 
     name: str = key("The schedule.", choices=["step"])
-    every: str = key("Span of the run between two drops: 30%, 10epochs.")
+    every: str = key("Span of the run between two drops: 30%, 10epochs.", unit="span")
     gamma: float = key("Factor of each drop.", gt=0, le=1)
 
     def __post_init__(self) -> None:
@@ -98,7 +98,9 @@ class MultiStepConfig(_Schedule):
     """A drop by `gamma` at each milestone."""
 
     name: str = key("The schedule.", choices=["multistep"])
-    milestones: tuple[str, ...] = key("When the rate drops, as spans from the start: [50%,75%] or [100epochs].")
+    milestones: tuple[str, ...] = key(
+        "When the rate drops, as spans from the start: [50%,75%] or [100epochs].", unit="spans"
+    )
     gamma: float = key("Factor of each drop.", gt=0, le=1)
 
     def __post_init__(self) -> None:

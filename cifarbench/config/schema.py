@@ -57,17 +57,25 @@ class TrainerConfig:
     """The loop: how long, on what, and what it writes."""
 
     epochs: int = key("Passes over the training images.", unit="epochs", ge=1, le=100_000)
-    max_time: str | None = key("Wall-clock limit for the whole run, test included: 90s, 35m, 2h; null: none.")
+    max_time: str | None = key(
+        "Wall-clock limit for the whole run, test included: 90s, 35m, 2h; null: none.", unit="time"
+    )
     batch_size: int = key("Images per optimizer step, over all processes.", unit="images", ge=1, le=60_000)
     micro_batch: int | None = key("Images per forward and backward pass; gradients add up to the batch.", ge=1)
     drop_last: bool = key("Whether an epoch leaves out its last batch where that would be smaller than the others.")
     sizes: tuple[int, ...] = key("Sides to which images are shrunk early on; [] for none.", unit="px", ge=8, le=32)
-    size_until: tuple[str, ...] = key("When each of `sizes` ends, as spans from the start: [3epochs,6epochs].")
-    stem_bias_until: str = key("When the whitening layer's bias is frozen, and with it the whole layer: 3epochs, 100%.")
+    size_until: tuple[str, ...] = key(
+        "When each of `sizes` ends, as spans from the start: [3epochs,6epochs].", unit="spans"
+    )
+    stem_bias_until: str = key(
+        "When the whitening layer's bias is frozen, and with it the whole layer: 3epochs, 100%.", unit="span"
+    )
     label_smoothing: float = key("Probability spread evenly over all classes.", ge=0, lt=1)
     clip_norm: float = key("Largest gradient norm; 0 switches clipping off.", ge=0)
     ema: float = key("Decay per step of averaged weights, which are then validated and tested; 0: off.", ge=0, lt=1)
-    ema_start: str = key("When averaging begins, a span from the start: 50%, 3epochs; before it the average follows.")
+    ema_start: str = key(
+        "When averaging begins, a span from the start: 50%, 3epochs; before it the average follows.", unit="span"
+    )
     early_stopping: int = key("Validations without a better accuracy before the run ends; 0: off.", ge=0)
     validate_every: int = key("Epochs between validations; 0: never.", unit="epochs", ge=0)
     checkpoint_every: int = key("Steps between checkpoints inside an epoch; 0: none.", ge=0, neutral=True)
