@@ -579,7 +579,8 @@ def test_the_epoch_that_the_time_ends_is_validated(tmp_path, monkeypatch):
 
     watch = Steps()
     monkeypatch.setattr(Clock, "share_after_step", lambda clock: 1.5 if watch.seen >= 8 else 0.5)
-    fit(tiny_config("data.size=600", "trainer.epochs=5", "trainer.validate_every=5"), tmp_path, observer=watch)
+    words = ("data.size=600", "trainer.epochs=5", "trainer.validate_every=5", "trainer.max_time=5m")
+    fit(tiny_config(*words), tmp_path, observer=watch)
     progress = load(tmp_path / "checkpoints" / "last.pt")["progress"]
     assert (progress["epoch"], progress["step"], progress["ended"]) == (2, 8, "max_time")
     assert [row["val_accuracy"] is None for row in progress["rows"]] == [True, False]
@@ -607,11 +608,28 @@ def test_a_run_that_was_not_tested_can_be_tested_later(cli, tmp_path):
     weights = weights_of(tmp_path / "run")
     assert "already complete" in cli("train", "trainer.resume=run").out
     assert manifest_of(tmp_path / "run")["test"]["openings"] == 0
+    before = manifest_of(tmp_path / "run")
     for openings in (1, 1):
         assert cli("train", "trainer.resume=run", "trainer.test=true").code == 0
-        test = manifest_of(tmp_path / "run")["test"]
-        assert (test["openings"], 0 <= test["accuracy"] <= 1) == (openings, True)
+        manifest = manifest_of(tmp_path / "run")
+        assert (manifest["test"]["openings"], 0 <= manifest["test"]["accuracy"] <= 1) == (openings, True)
     assert weights_of(tmp_path / "run") == weights
+    assert manifest["timing"]["train"] == before["timing"]["train"] < manifest["timing"]["train_test"]
+
+
+def test_a_finished_run_that_cannot_be_tested_stays_as_it_was(cli, tmp_path):
+    assert cli("train", *TINY, "trainer.test=false", "hydra.run.dir=run").code == 0
+    before = manifest_of(tmp_path / "run")
+    other = cli("train", *TINY, "optim.lr=0.2", "hydra.run.dir=run")
+    assert (other.code, "`optim.lr`" in other.err) == (3, True), other.err
+    assert manifest_of(tmp_path / "run") == before
+    checkpoint.save({**load(tmp_path / "run/checkpoints/last.pt"), "model": {}}, tmp_path / "run/checkpoints/last.pt")
+    assert cli("train", *TINY, "hydra.run.dir=run").code == 3
+    assert manifest_of(tmp_path / "run") == before
+    (tmp_path / "run/checkpoints/last.pt").unlink()
+    gone = cli("train", *TINY, "hydra.run.dir=run")
+    assert (gone.code, "last.pt is gone" in gone.err) == (3, True), gone.err
+    assert manifest_of(tmp_path / "run") == before
 
 
 def test_a_directory_that_no_run_began_in_is_tidied_before_others_may_have_it(tmp_path):

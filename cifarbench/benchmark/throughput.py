@@ -73,7 +73,7 @@ def measure(
 
 def _steps_within(seconds: float, step: float, most: int) -> int:
     """How many steps of `step` seconds fit into `seconds`; at least one, `most` at most."""
-    return max(1, min(most, int(seconds / step)))
+    return max(1, int(min(most, seconds / step)))
 
 
 def _sample(contender: Contender, steps: int) -> dict[str, Any]:

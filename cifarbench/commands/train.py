@@ -142,13 +142,20 @@ def _is_complete(holder: runs.RunDirectory, config: TrainConfig) -> bool:
         raise ConfigError(
             f"{holder.path} already holds a run and `trainer.resume` is never; choose another hydra.run.dir."
         )
-    if holder.manifest.get("status") != "completed" or (config.trainer.test and not _was_tested(holder)):
+    if holder.manifest.get("status") != "completed":
         return False
     lines = differences(load(TrainConfig, runs.read_config(holder.path)), config)
     if lines:
         raise IntegrityError(
             f"{runs.shown_path(holder.path)} holds a finished run of another config: {'; '.join(lines)}."
         )
+    if config.trainer.test and not _was_tested(holder):
+        if not (holder.checkpoints / "last.pt").is_file():
+            raise IntegrityError(
+                f"{runs.shown_path(holder.path)} holds a finished run that was not tested, and its checkpoints/last.pt "
+                "is gone; put it back, or train again in another folder."
+            )
+        return False
     print(f"{runs.shown_path(holder.path)} is already complete; nothing was changed.")
     return True
 
@@ -205,7 +212,7 @@ def _write_page(holder: runs.RunDirectory, data: Any, observer: Any) -> None:
 def _mark(holder: runs.RunDirectory, status: str, reason: str) -> None:
     """Note in run.json how the run ended, if it began."""
     try:
-        if holder.manifest:
+        if holder.manifest.get("status") == "running":
             holder.update(status=status, reason=reason)
     except OSError:  # a full disk is often the very reason
         print(f"{holder.path / 'run.json'} could not be updated", file=sys.stderr)

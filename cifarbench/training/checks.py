@@ -19,6 +19,7 @@ from cifarbench.training.loop import Training
 from cifarbench.training.phases import FULL
 
 _MOSTLY = 0.9  # of a time limit
+_OF_THE_DEVICE = ("DefaultCPUAllocator", "CUDA", "CUBLAS", "CUDNN", "out of memory")  # errors that are not the model's
 
 
 def check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
@@ -41,11 +42,11 @@ def _smallest_batch(trainer: TrainerConfig, count: int) -> int:
     return trainer.batch_size if trainer.overfit_batch else min(trainer.batch_size, last)
 
 
-def check_model(training: Training, world: World) -> None:
+def check_model(training: Training) -> None:
     """Raise ConfigError where the model does not take the run's images, or cannot normalise its batches."""
     for side in (FULL, *training.trainer.sizes):
         _check_forward(training, side)
-    _check_norms(training, world)
+    _check_norms(training, training.setting.world)
 
 
 def _check_forward(training: Training, side: int) -> None:
@@ -56,9 +57,9 @@ def _check_forward(training: Training, side: int) -> None:
     try:
         with torch.no_grad(), training.setting.compute.autocast():
             logits = training.model(images)
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
     except Exception as error:
+        if isinstance(error, MemoryError) or any(word in str(error) for word in _OF_THE_DEVICE):
+            raise
         reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         remedy = "--debug shows where" if side == FULL else f"`trainer.sizes` is {sizes}: leave it out there"
         raise ConfigError(f"model={name} fails on images of {side} px ({reason}); {remedy}.") from error

@@ -65,14 +65,21 @@ class Training(Steps):
                     self.save()
             if progress.batch:
                 if progress.epoch + 1 < trainer.epochs and not progress.ended:
-                    # An epoch that leaves no time for a further step is the last one, and is validated as such.
-                    progress.ended = "max_time" if self._agreed(request)[2] else ""
-                    self.feed.prepare(self.setting.train, epoch + 1)  # before the device is waited for
+                    self._look_at_the_time(request)
+                    if not progress.ended:
+                        self.feed.prepare(self.setting.train, epoch + 1)  # before the device is waited for
                 self._end_epoch(tick)
             elif progress.ended and progress.step:
                 self.save()  # the time ran out between two epochs, of which the first need not be saved
         if progress.step and (signal_number := self._agreed(request)[0]):
             raise Interrupted(self._resume_hint(), signal_number)  # it came while the last epoch was saved
+
+    def _look_at_the_time(self, request: StopRequest) -> None:
+        """End the run with this epoch where no time is left for a further step, so that it is validated as the last."""
+        if self.setting.clock.limit is not None:
+            synchronise(self.setting.compute.device)  # which may be behind
+            if self._agreed(request)[2]:
+                self.progress.ended = "max_time"
 
     def _agreed(self, request: StopRequest) -> tuple[int, float, bool]:
         """The signal that came or 0, the share of the time that is gone, and whether it leaves no further step.

@@ -49,7 +49,7 @@ def prepare(config: TrainConfig, parts: Parts, observer: Observer) -> Training:
     train = parts.train.to(compute.device)
     setting = Setting(train, None, statistics, compute, World(), Clock(), {}, Path(os.devnull))
     training = Training(config, first_model(config, setting), setting, observer)
-    check_model(training, World())
+    check_model(training)
     training.model.train()
     return training
 

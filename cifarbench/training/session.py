@@ -88,7 +88,6 @@ def train(
     setting = _setting(data, parts, compute, world, clock, run)
     training, prepared = _prepared(config, setting, observer)
     model = training.model
-    check_model(training, world)
     facts = {"parameters": count_parameters(model), "flops": count_flops(model)}
     resumed = resume(training, run)
     earlier = clock.before - clock.untimed
@@ -109,7 +108,10 @@ def train(
         raise ConfigError(
             f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
         )
-    return _score(training, config, data, parts, run, earlier + prepared + max(training.epoch_end - began, 0.0))
+    trained = earlier + prepared + max(training.epoch_end - began, 0.0)
+    if not training.epoch_end:  # it had been trained, and is only tested now
+        trained = run.manifest.get("timing", {}).get("train", trained)
+    return _score(training, config, data, parts, run, trained)
 
 
 def compute_of(trainer: TrainerConfig, world: World) -> Compute:
@@ -155,8 +157,13 @@ def _prepared(config: TrainConfig, setting: Setting, observer: Observer) -> tupl
     synchronise(device)
     began = time.perf_counter()
     training = Training(config, first_model(config, setting), setting, observer)
+    if not config.trainer.untimed_steps:
+        check_model(training)
     synchronise(device)
-    return training, time.perf_counter() - began
+    spent = time.perf_counter() - began
+    if config.trainer.untimed_steps:
+        check_model(training)
+    return training, spent
 
 
 def first_model(config: TrainConfig, setting: Setting) -> nn.Module:
@@ -178,6 +185,7 @@ def _begin(
     environment: dict[str, Any],
     resumed: str | None,
 ) -> None:
+    is_trained = run.manifest.get("status") == "completed"  # and is only tested now
     sessions = [*run.manifest.get("sessions", []), {"started": _now(), "resumed_from": resumed, **environment}]
     run.begin(
         dataset={"name": data.name, "fingerprint": data.fingerprint},
@@ -185,7 +193,7 @@ def _begin(
         model={"name": config.model.name, **facts},
         seed=config.seed,
         identity=identity(config),
-        environment=environment,
+        environment=run.manifest["environment"] if is_trained else environment,
         sessions=sessions,
         test=run.manifest.get("test", {"accuracy": None, "accuracy_official": None, "loss": None, "openings": 0}),
     )
