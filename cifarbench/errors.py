@@ -61,8 +61,7 @@ def explain(error: Exception) -> tuple[str, int]:
     """The sentence for an error, and its exit code."""
     if isinstance(error, CifarbenchError):
         return str(error), error.exit_code
-    name = type(error).__name__
-    if name == "OutOfMemoryError" or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+    if is_out_of_memory(error):
         return "out of memory; take a smaller `trainer.batch_size`, or set `trainer.micro_batch`.", 5
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"a path is too long: {error.strerror}; choose a shorter one.", 2
@@ -71,4 +70,15 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"the disk: {error.strerror}; free space or choose another folder.", 5
     where = "; add --debug for the traceback, and please report it."
-    return f"a bug: {name}: {str(error).splitlines()[0] if str(error) else 'no message'}{where}", 1
+    return f"a bug: {in_a_line(error)}{where}", 1
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the machine or of a GPU did not suffice."""
+    is_gpus = type(error).__name__ == "OutOfMemoryError"
+    return is_gpus or isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's kind and the first line of what it says: "ValueError: it is no number"."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"

@@ -11,7 +11,7 @@ from cifarbench.config.durations import share
 from cifarbench.config.schema import TrainConfig, TrainerConfig
 from cifarbench.data.batches import steps_per_epoch
 from cifarbench.data.split import Parts
-from cifarbench.errors import ConfigError
+from cifarbench.errors import ConfigError, in_a_line, is_out_of_memory
 from cifarbench.models.layers import CLASSES
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
@@ -19,7 +19,7 @@ from cifarbench.training.loop import Training
 from cifarbench.training.phases import FULL
 
 _MOSTLY = 0.9  # of a time limit
-_OF_THE_DEVICE = ("DefaultCPUAllocator", "CUDA", "CUBLAS", "CUDNN", "out of memory")  # errors that are not the model's
+_OF_THE_DEVICE = ("CUDA", "CUBLAS", "CUDNN", "out of memory")  # in errors that are not the model's
 
 
 def check_sizes(config: TrainConfig, parts: Parts, world: World) -> None:
@@ -46,7 +46,7 @@ def check_model(training: Training) -> None:
     """Raise ConfigError where the model does not take the run's images, or cannot normalise its batches."""
     for side in (FULL, *training.trainer.sizes):
         _check_forward(training, side)
-    _check_norms(training, training.setting.world)
+    _check_norms(training)
 
 
 def _check_forward(training: Training, side: int) -> None:
@@ -58,22 +58,21 @@ def _check_forward(training: Training, side: int) -> None:
         with torch.no_grad(), training.setting.compute.autocast():
             logits = training.model(images)
     except Exception as error:
-        if isinstance(error, MemoryError) or any(word in str(error) for word in _OF_THE_DEVICE):
+        if is_out_of_memory(error) or any(word in str(error) for word in _OF_THE_DEVICE):
             raise
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         remedy = "--debug shows where" if side == FULL else f"`trainer.sizes` is {sizes}: leave it out there"
-        raise ConfigError(f"model={name} fails on images of {side} px ({reason}); {remedy}.") from error
+        raise ConfigError(f"model={name} fails on images of {side} px ({in_a_line(error)}); {remedy}.") from error
     if not isinstance(logits, Tensor) or logits.shape != (2, CLASSES):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ConfigError(f"model={name} turns images {tuple(images.shape)} into {shape}, not into logits (2, 10).")
 
 
-def _check_norms(training: Training, world: World) -> None:
+def _check_norms(training: Training) -> None:
     """Raise ConfigError where batch norm of vectors would see a single image, whose variance is nothing.
 
     Source: Ioffe and Szegedy (2015); torch refuses it too, but in the middle of an epoch.
     """
-    trainer = training.trainer
+    trainer, world = training.trainer, training.setting.world
     batches = {trainer.batch_size, _smallest_batch(trainer, len(training.setting.train))}
     passes = [batch // world.size // world.passes(batch, trainer.micro_batch) for batch in batches]
     norms = any(isinstance(module, nn.BatchNorm1d) for module in training.model.modules())
