@@ -20,9 +20,13 @@ from cifarbench.config.keys import build
 from cifarbench.data import image_ops
 from cifarbench.data.augment import Augment
 from cifarbench.kernels import gpu
+from cifarbench.optim import muon
 from cifarbench.training.feed import Feed
 
 gpu_pool = pytest.importorskip("cifarbench.kernels.gpu_pool", reason="needs Triton", exc_type=ImportError)
+gpu_conv = pytest.importorskip("cifarbench.kernels.gpu_conv", reason="needs Triton", exc_type=ImportError)
+gpu_loss = pytest.importorskip("cifarbench.kernels.gpu_loss", reason="needs Triton", exc_type=ImportError)
+gpu_muon = pytest.importorskip("cifarbench.kernels.gpu_muon", reason="needs Triton", exc_type=ImportError)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Of numbers to bfloat16, 1.7e-3 on average; the interpreter cuts them off, which is twice that.
@@ -121,6 +125,82 @@ def test_maxima_and_their_gradient_are_torchs(shape, dtype, keep_edge):
     assert torch.equal(ours.grad.cpu().float(), theirs.grad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 16, 2, 2), (3, 5, 7, 4), (70, 33, 1, 3), (2, 130, 1, 1)], ids=str)
+def test_the_largest_number_of_a_map_and_its_gradient_are_torchs(shape, dtype):
+    x = (drawn(*shape).detach() * 2).round().to(dtype)  # with several largest ones in many maps
+    theirs, ours = (x.clone().to(*where).requires_grad_() for where in ((torch.float32,), (DEVICE,)))
+    y, true = gpu.GlobalMax.apply(ours), theirs.amax((2, 3))
+    torch.testing.assert_close(y.detach().cpu().float(), true.detach(), rtol=0, atol=0)
+    grad = drawn(*true.shape, 1, 1, seed=1, dtype=dtype).flatten(1)
+    y.backward(grad.to(DEVICE))
+    true.backward(grad.float())
+    torch.testing.assert_close(ours.grad.cpu(), theirs.grad.to(dtype), rtol=8e-3, atol=0)
+    x[0, 1, -1, -1] = float("nan")
+    assert gpu.GlobalMax.apply(x.to(DEVICE)).isnan().nonzero().tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("rows", [1, 70])
+def test_cross_entropy_and_the_counts_of_a_batch_are_torchs(rows, smoothing, monkeypatch):
+    monkeypatch.setattr(gpu_loss, "_TILE", 512)  # so that 70 rows are taken in several pieces
+    logits = (drawn(rows, 10, 1, 1).flatten(1) * 5).round()  # with equal ones
+    targets = torch.arange(rows) % 10
+    totals = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64, device=DEVICE)
+    ours, theirs = logits.clone().to(DEVICE).requires_grad_(), logits.double().requires_grad_()
+    loss = gpu.CrossEntropy.apply(ours, targets.to(DEVICE), smoothing, totals)
+    true = F.cross_entropy(theirs, targets, label_smoothing=smoothing)
+    (2 * loss).backward()
+    (2 * true).backward()
+    assert loss.item() == pytest.approx(true.item(), rel=1e-6, abs=2e-7)
+    torch.testing.assert_close(ours.grad.cpu(), theirs.grad.float(), rtol=1e-5, atol=1e-7)
+    right = int((logits.argmax(1) == targets).sum())
+    assert totals.tolist() == pytest.approx([1 + rows * true.item(), 2 + right, 3 + rows], rel=1e-6, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_cross_entropy_takes_logits_in_bfloat16_that_lie_apart_and_shows_what_is_no_number():
+    logits, targets = drawn(6, 16, 1, 1, dtype=torch.bfloat16).flatten(1)[:, :10].to(DEVICE), torch.arange(6)
+    totals = torch.zeros(3, dtype=torch.float64, device=DEVICE)
+    ours = logits.detach().requires_grad_()
+    gpu.CrossEntropy.apply(ours, targets.to(DEVICE), 0.1, totals).backward()
+    theirs = logits.cpu().float().requires_grad_()
+    F.cross_entropy(theirs, targets, label_smoothing=0.1).backward()
+    torch.testing.assert_close(ours.grad.cpu().float(), theirs.grad, rtol=8e-3, atol=1e-6)
+    for value in (float("nan"), float("inf")):
+        wrong = logits.clone()
+        wrong[2, 3] = value
+        assert gpu.CrossEntropy.apply(wrong, targets.to(DEVICE), 0.1, totals).isnan()
+
+
+MATRICES = [(4, 3, 3, 3), (16, 2, 1, 1), (5, 7), (5, 600), (4, 3, 3, 3)]  # one alone, tall, wide, of several programs
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("filled", [0, 100], ids=["by shape", "together"])
+def test_muons_kernels_step_as_its_own_operations_do(rescale, filled, monkeypatch):
+    monkeypatch.setattr(muon, "_FILLED", filled)
+    monkeypatch.setattr(gpu_muon, "_PARTS", 1)
+    generator = torch.Generator().manual_seed(1)
+    start = [torch.randn(shape, generator=generator) for shape in MATRICES]
+    start[0] = start[0].contiguous(memory_format=torch.channels_last)
+    gradients = [[torch.randn(shape, generator=generator) for shape in MATRICES] for _ in range(3)]
+    found = []
+    for kernels in (True, False):
+        device, dtype = (DEVICE, torch.float32) if kernels else ("cpu", torch.float64)
+        parameters = [torch.nn.Parameter(tensor.detach().clone().to(device, dtype)) for tensor in start]
+        optimizer = muon.Muon([{"params": parameters}], 0.1, momentum=0.6, rescale=rescale, dtype=dtype)
+        optimizer.scale, optimizer.kernels = torch.tensor(0.5, device=device, dtype=dtype), kernels and gpu_muon
+        optimizer.param_groups[0]["initial_lr"] = 0.2
+        for each in gradients:
+            for parameter, gradient in zip(parameters, each, strict=True):
+                parameter.grad = gradient.to(parameter)
+            optimizer.step()
+        found.append([*parameters, *(optimizer.state[parameter]["momentum_buffer"] for parameter in parameters)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours.detach().cpu(), theirs.detach().float(), rtol=1e-4, atol=1e-5)
+
+
 def test_smaller_images_are_torchs():
     for count, side, size in ((3, 32, 24), (2, 32, 28), (2, 9, 5)):
         images = drawn(count, 3, side, side)
@@ -181,7 +261,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path, capability):
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(script.parents[1])}
     ended = subprocess.run([sys.executable, script, capability], env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) == 12
+    assert int(ended.stdout) == 20
 
 
 def test_where_no_kernel_can_be_built_torchs_operations_are_taken(monkeypatch):
@@ -192,3 +272,38 @@ def test_where_no_kernel_can_be_built_torchs_operations_are_taken(monkeypatch):
 
     monkeypatch.setattr(gpu_pool, "pool_forward", fails)
     assert not gpu._can_be_built(DEVICE)
+
+
+FEW_CHANNELS = [(3, 24, 7, 9), (2, 24, 6, 6), (9, 16, 12, 4), (2, 32, 11, 11)]  # odd sides, several programs
+
+
+@pytest.mark.parametrize("outputs", [64, 128])
+@pytest.mark.parametrize("shape", FEW_CHANNELS, ids=str)
+def test_a_convolution_and_its_maxima_in_one_kernel_are_those_of_float64(shape, outputs, monkeypatch):
+    monkeypatch.setattr(gpu_conv, "_FORWARDS", 4)
+    monkeypatch.setattr(gpu_conv, "_BACKWARDS", 12)
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # of which the interpreter makes no products
+    x, weight = drawn(*shape, dtype=dtype) - 1, (drawn(outputs, shape[1], 3, 3, seed=1) - 1).to(dtype)
+    ours = [tensor.to(DEVICE).requires_grad_() for tensor in (x, weight.float())]
+    theirs = [tensor.double().requires_grad_() for tensor in (x, weight)]
+    y, true = gpu.ConvPool.apply(*ours, True), F.max_pool2d(F.conv2d(*theirs, padding=1), 2)
+    grad = drawn(*true.shape, seed=2, dtype=dtype)
+    gradients = torch.autograd.grad(y, ours, grad.to(DEVICE))
+    expected = torch.autograd.grad(true, theirs, grad.double())
+    rounding = {torch.bfloat16: ROUNDING, torch.float32: 1e-6}[dtype]
+    assert distance(y.detach().cpu(), true.detach()) < rounding
+    assert distance(gradients[0].cpu(), expected[0]) < rounding
+    assert distance(gradients[1].cpu(), expected[1]) < 1e-5, "summed in float32"
+    assert gradients[1].is_contiguous(memory_format=torch.channels_last)
+    bare = gpu.ConvPool.apply(ours[0].detach(), ours[1].detach(), False)
+    assert torch.equal(bare, y)
+
+
+def test_of_equal_outputs_the_first_takes_the_gradient_and_what_is_no_number_stays_none():
+    x, weight = torch.zeros(1, 16, 4, 4, device=DEVICE), torch.ones(64, 16, 3, 3, device=DEVICE)
+    x = x.to(torch.bfloat16 if DEVICE.type == "cuda" else torch.float32).contiguous(memory_format=torch.channels_last)
+    _, which = gpu_conv.conv_pool(x, weight, True)
+    assert which.unique().tolist() == [0]
+    x[0, 3, 3, 3] = float("nan")
+    y, _ = gpu_conv.conv_pool(x, weight, False)
+    assert y.isnan().all(1).tolist() == [[[False, False], [False, True]]]

@@ -9,16 +9,33 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cifarbench.kernels import gpu_images, gpu_norm, gpu_pool
+from cifarbench.kernels import gpu_conv, gpu_images, gpu_loss, gpu_muon, gpu_norm, gpu_pool
 
-MAPS = ("x_ptr", "added_ptr", "y_ptr", "grad_ptr", "dx_ptr", "dadded_ptr")
-TYPES = {"counter_ptr": "*i64", "positions_ptr": "*i64", "moves_ptr": "*i32", "which_ptr": "*u8", "bytes_ptr": "*u8"}
+MAPS = ("x_ptr", "slices_ptr", "logits_ptr", "turned_ptr", "added_ptr", "y_ptr", "grad_ptr", "dx_ptr", "dadded_ptr")
+TYPES = {
+    "counter_ptr": "*i64",
+    "targets_ptr": "*i64",
+    "totals_ptr": "*fp64",
+    "positions_ptr": "*i64",
+    "moves_ptr": "*i32",
+    "which_ptr": "*u8",
+    "bytes_ptr": "*u8",
+}
 TYPES |= {"slope_ptr": "*fp16"} | dict.fromkeys(MAPS, "*bf16")
-FLOATS = ("eps", "momentum", "pixel_height", "pixel_width", "pixel_side")
-TOTAL = gpu_norm._total  # which others call
-CONSTANTS = {"ACT": "gelu", "ADDS": True, "KEEPS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64}
-CONSTANTS |= {"SIDE": 32, "HOLE": 12, "REFLECTS": True, "CORNERS": 4}
-OTHERS = CONSTANTS | {"ACT": "relu", "ADDS": False, "KEEPS": False, "HOLE": 0, "REFLECTS": False, "CORNERS": 1}
+FLOATS = ("eps", "momentum", "pixel_height", "pixel_width", "pixel_side", "smoothing", "factor", "length")
+CALLED = (gpu_conv._slice, gpu_norm._total, gpu_muon._norm)  # by others
+CONSTANTS = {"ACT": "gelu", "ADDS": True, "KEEPS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64, "TILE": 512}
+CONSTANTS |= {"SIDE": 32, "HOLE": 12, "REFLECTS": True, "CORNERS": 4, "RESCALES": True}
+CONSTANTS |= {"SLICE": 128, "OUTPUTS": 64, "WINDOWS": 64, "INPUTS": 24}
+OTHERS = CONSTANTS | {
+    "ACT": "relu",
+    "ADDS": False,
+    "KEEPS": False,
+    "HOLE": 0,
+    "REFLECTS": False,
+    "CORNERS": 1,
+    "RESCALES": False,
+}
 
 
 def kind(name: str) -> str:
@@ -30,9 +47,15 @@ def kind(name: str) -> str:
 
 def kernels() -> list[triton.JITFunction]:
     """What is launched: the functions whose first argument is memory."""
-    functions = [value for module in (gpu_images, gpu_norm, gpu_pool) for value in vars(module).values()]
+    functions = [
+        value
+        for module in (gpu_conv, gpu_images, gpu_loss, gpu_muon, gpu_norm, gpu_pool)
+        for value in vars(module).values()
+    ]
     found = {function.fn: function for function in functions if isinstance(function, triton.JITFunction)}
-    return [function for function in found.values() if function.arg_names[0].endswith("_ptr") and function is not TOTAL]
+    return [
+        function for function in found.values() if function.arg_names[0].endswith("_ptr") and function not in CALLED
+    ]
 
 
 def main() -> None:

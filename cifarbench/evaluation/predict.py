@@ -12,14 +12,17 @@ from cifarbench.compute import Compute
 from cifarbench.data.augment import normalise
 from cifarbench.data.split import Triple
 
-EVAL_BATCH, _GPU_BATCH = 500, 2_500
+EVAL_BATCH, _GPU_BATCH, _LARGE_GPU_BATCH = 500, 2_500, 10_000
+_LARGE = 60e9  # bytes of a data-centre GPU's memory
 Statistics = tuple[Triple, Triple]
 View = Callable[[Tensor], Tensor]
 
 
 def batch_on(device: torch.device) -> int:
     """Images that go through a model at once; a GPU is quicker with more."""
-    return _GPU_BATCH if device.type == "cuda" else EVAL_BATCH
+    if device.type != "cuda":
+        return EVAL_BATCH
+    return _LARGE_GPU_BATCH if torch.cuda.get_device_properties(device).total_memory > _LARGE else _GPU_BATCH
 
 
 def _shifted(images: Tensor, down: int, right: int) -> Tensor:

@@ -103,6 +103,98 @@ class MaxPool(torch.autograd.Function):
         return pool_backward(grad.contiguous(memory_format=LAYOUT), *ctx.saved_tensors, *ctx.size), None
 
 
+class ConvPool(torch.autograd.Function):
+    """2x2 maximum of a 3x3 convolution: (N, C, H, W) bfloat16 to (N, K, H/2, W/2), rounded down.
+
+    Of equal numbers the first takes the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, keeps: bool) -> Tensor:
+        """The largest number of each window; `keeps` what the backward pass needs."""
+        from cifarbench.kernels.gpu_conv import conv_pool
+
+        y, which = conv_pool(x, weight, keeps)
+        ctx.save_for_backward(x, weight, which)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the map and the weights."""
+        from cifarbench.kernels.gpu_conv import weight_gradient
+        from cifarbench.kernels.gpu_pool import pool_backward
+
+        x, weight, which = ctx.saved_tensors
+        grad, of_x, of_weight = grad.contiguous(memory_format=LAYOUT), None, None
+        if ctx.needs_input_grad[0]:
+            whole = pool_backward(grad, which, *x.shape[2:])
+            pairs = [1, 1], [1, 1], [1, 1]  # stride, padding, dilation
+            of_x, _, _ = torch.ops.aten.convolution_backward(
+                whole, x, weight.to(x.dtype), None, *pairs, False, [0, 0], 1, [True, False, False]
+            )
+        if ctx.needs_input_grad[1]:
+            of_weight = weight_gradient(grad, which, x)
+        return of_x, of_weight, None
+
+
+def takes_conv_pool(conv: torch.nn.Conv2d, x: Tensor) -> bool:
+    """Whether `ConvPool` is for this convolution of these maps: of few channels, on a GPU in bfloat16."""
+    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    return (
+        x.is_cuda
+        and x.dtype == torch.bfloat16
+        and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+        and conv.bias is None
+        and 16 <= conv.in_channels <= 32
+        and conv.out_channels % 64 == 0
+    )
+
+
+class GlobalMax(torch.autograd.Function):
+    """The maximum over height and width, (N, C, H, W) to (N, C); equal numbers share the gradient, as torch's do."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """The largest number of each map."""
+        from cifarbench.kernels.gpu_pool import largest
+
+        y = largest(x)
+        ctx.save_for_backward(x, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """The gradient, at the places of the largest numbers."""
+        from cifarbench.kernels.gpu_pool import largest_backward
+
+        return largest_backward(grad.contiguous(), *ctx.saved_tensors)
+
+
+class CrossEntropy(torch.autograd.Function):
+    """The mean cross-entropy of logits (B, K) and targets (B,) int64; adds the batch to `totals` (3,) float64.
+
+    The totals are the sum of losses, the right answers and the images.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, totals: Tensor) -> Tensor:
+        """A float32 scalar."""
+        from cifarbench.kernels.gpu_loss import cross_entropy
+
+        loss, grad = cross_entropy(logits, targets, smoothing, totals)
+        ctx.save_for_backward(grad)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of the logits."""
+        (of_logits,) = ctx.saved_tensors
+        return of_logits * grad, None, None, None
+
+
 class Whiten(torch.autograd.Function):
     """act(conv2d(images, weight, bias)) by frozen weights (C, 3, 2, 2), without gradient for the images."""
 

@@ -21,16 +21,21 @@ def _whitened(
     first, columns, images_ptr, weight_ptr, bias_ptr, pixels, height, width, channels,
     by_output, by_input, by_row, by_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The 2x2 convolution with its bias, before the activation, at ROWS pixels from `first` on; places and mask."""
-    pixel, named = first + tl.arange(0, ROWS), columns < channels
+    """The 2x2 convolution with its bias, before the activation, at ROWS pixels from `first` on; places and mask.
+
+    One product of the pixels' patches (ROWS, 12) with the weights (12, COLUMNS), in float32 but for its last bits.
+    """
+    pixel, tap = first + tl.arange(0, ROWS), tl.arange(0, 16)
     image, y, x = (pixel // (height * width)).to(tl.int64), pixel // width % height, pixel % width
-    z = tl.zeros((ROWS, COLUMNS), tl.float32) + tl.load(bias_ptr + columns, mask=named, other=0.0)[None, :]
-    for tap in tl.static_range(12):
-        channel, right, down = tap % 3, tap // 3 % 2, tap // 6
-        place = ((image * (height + 1) + y + down) * (width + 1) + x + right) * 3 + channel
-        value = tl.load(images_ptr + place, mask=pixel < pixels, other=0.0)
-        weights = columns * by_output + channel * by_input + down * by_row + right * by_column
-        z += value[:, None] * tl.load(weight_ptr + weights, mask=named, other=0.0)[None, :]
+    channel, right, down = tap % 3, tap // 3 % 2, tap // 6
+    corner = ((image * (height + 1) + y) * (width + 1) + x) * 3
+    patch = images_ptr + corner[:, None] + ((down * (width + 1) + right) * 3 + channel)[None, :]
+    patches = tl.load(patch, mask=(pixel < pixels)[:, None] & (tap < 12)[None, :], other=0.0)
+    named = columns < channels
+    place = (channel * by_input + down * by_row + right * by_column)[:, None] + (columns * by_output)[None, :]
+    weights = tl.load(weight_ptr + place, mask=(tap < 12)[:, None] & named[None, :], other=0.0)
+    bias = tl.load(bias_ptr + columns, mask=named, other=0.0)
+    z = tl.dot(patches, weights, input_precision="tf32x3") + bias[None, :]
     places, inside = tile_at(first, columns, pixels, channels, ROWS)
     return z, places, inside
 
@@ -218,4 +223,4 @@ def take(
 
 
 def _columns(weight: Tensor) -> int:
-    return triton.next_power_of_2(len(weight))
+    return max(triton.next_power_of_2(len(weight)), 16)  # the least that a product takes

@@ -59,6 +59,46 @@ def _pool_gradient(
         tl.store(dx_ptr + place, tl.where(which == corner, grad, 0.0).to(dx_ptr.dtype.element_ty), mask=there)
 
 
+@triton.jit
+def _cells(images, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """This program's images (ROWS,), their columns (COLUMNS,), and the mask of both."""
+    image = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    return image.to(tl.int64), columns, (image < images)[:, None] & (columns < channels)[None, :]
+
+
+@triton.jit
+def _largest(x_ptr, y_ptr, images, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The largest number of each map, or NaN."""
+    image, columns, inside = _cells(images, channels, ROWS, COLUMNS)
+    best = tl.full((ROWS, COLUMNS), float("-inf"), tl.float32)
+    for pixel in range(pixels):
+        place = (image * pixels + pixel)[:, None] * channels + columns[None, :]
+        value = tl.load(x_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
+        best = tl.where((value > best) | (value != value), value, best)
+    tl.store(y_ptr + image[:, None] * channels + columns[None, :], best.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _largest_gradient(
+    grad_ptr, x_ptr, y_ptr, dx_ptr, images, pixels, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """The gradient in equal parts at each map's largest numbers, zeros elsewhere."""
+    image, columns, inside = _cells(images, channels, ROWS, COLUMNS)
+    there = image[:, None] * channels + columns[None, :]
+    best = tl.load(y_ptr + there, mask=inside, other=0.0).to(tl.float32)
+    count = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for pixel in range(pixels):
+        place = (image * pixels + pixel)[:, None] * channels + columns[None, :]
+        value = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        count += tl.where(value == best, 1.0, 0.0)
+    part = tl.load(grad_ptr + there, mask=inside, other=0.0).to(tl.float32) / count
+    for pixel in range(pixels):
+        place = (image * pixels + pixel)[:, None] * channels + columns[None, :]
+        value = tl.load(x_ptr + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + place, tl.where(value == best, part, 0.0).to(dx_ptr.dtype.element_ty), mask=inside)
+
+
 def pool_forward(x: Tensor, keep_edge: bool) -> tuple[Tensor, Tensor]:
     """The 2x2 maxima of a map (N, C, H, W), and where in its window each one was, uint8."""
     images, channels, height, width = x.shape
@@ -82,3 +122,28 @@ def pool_backward(grad: Tensor, which: Tensor, height: int, width: int) -> Tenso
     grid = -(-windows // tile["ROWS"]), -(-channels // tile["COLUMNS"])
     _pool_gradient[grid](grad, which, dx, windows, height, width, tall, wide, kept_tall, kept_wide, channels, **tile)
     return dx
+
+
+def largest(x: Tensor) -> Tensor:
+    """The maximum over height and width of a map (N, C, H, W): (N, C)."""
+    images, channels = x.shape[:2]
+    y = torch.empty(images, channels, dtype=x.dtype, device=x.device)
+    _largest[_grid_of(x)](x, y, images, x.shape[2] * x.shape[3], channels, **_tile_of(x))
+    return y
+
+
+def largest_backward(grad: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The gradient of the map, from that (N, C) of the maxima `y`; equal ones share it, as torch's do."""
+    images, channels = x.shape[:2]
+    dx = torch.empty_like(x)
+    _largest_gradient[_grid_of(x)](grad, x, y, dx, images, x.shape[2] * x.shape[3], channels, **_tile_of(x))
+    return dx
+
+
+def _tile_of(x: Tensor) -> dict[str, int]:
+    return tiling(x, 4)
+
+
+def _grid_of(x: Tensor) -> tuple[int, int]:
+    tile = _tile_of(x)
+    return -(-len(x) // tile["ROWS"]), -(-x.shape[1] // tile["COLUMNS"])

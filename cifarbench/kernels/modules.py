@@ -122,7 +122,7 @@ class Norm(nn.BatchNorm2d):
 
 
 class Chain(nn.Sequential):
-    """A Sequential in which a batch norm and the activation after it are one step."""
+    """A Sequential in which a batch norm and its activation are one step, and a convolution and its maxima may be."""
 
     def forward(self, x: Tensor) -> Tensor:
         """What a Sequential gives."""
@@ -145,16 +145,31 @@ class Branch(layers.Branch):
 
 
 def _through(modules: list[nn.Module], x: Tensor) -> Tensor:
-    """The modules one after the other, but each norm together with the activation after it."""
+    """The modules one after the other, but a norm together with its activation, and a convolution with its maxima."""
     while modules:
         module, *modules = modules
         if isinstance(module, Norm) and module.takes(x):
             act = _act(modules[0]) if modules else None
             modules = modules[1:] if act else modules
             x = module.normalised(x, act or "identity")
+        elif isinstance(module, nn.Conv2d) and modules and _are_one(module, modules[0], x):
+            modules = modules[1:]
+            x = gpu.ConvPool.apply(x, module.weight, module.training)
         else:
             x = module(x)
     return x
+
+
+def _are_one(conv: nn.Conv2d, after: nn.Module, x: Tensor) -> bool:
+    """Whether a convolution and the maxima after it are one operation for these maps."""
+    return (
+        isinstance(after, Pool)
+        and not after.ceil_mode
+        and not _is_watched(after)
+        and _takes(conv, x, "cuda")
+        and min(x.shape[2:]) > 1
+        and gpu.takes_conv_pool(conv, x)
+    )
 
 
 def _act(module: nn.Module) -> str | None:
@@ -195,6 +210,14 @@ class Pool(nn.MaxPool2d):
         if _takes(self, x, "cpu", "cuda") and min(x.shape[2:]) > 1:
             return (gpu.MaxPool if x.is_cuda else MaxPool).apply(x, self.ceil_mode)
         return super().forward(x)
+
+
+class GlobalMax(layers.GlobalMax):
+    """Maximum over height and width; on a GPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C)."""
+        return gpu.GlobalMax.apply(x) if _takes(self, x, "cuda") else super().forward(x)
 
 
 class Conv(nn.Conv2d):
@@ -241,6 +264,7 @@ _OWN: dict[type[nn.Module], type[nn.Module]] = {
     nn.GELU: Gelu,
     nn.SiLU: Silu,
     nn.MaxPool2d: Pool,
+    layers.GlobalMax: GlobalMax,
     nn.Conv2d: Conv,
     Whitening: Stem,
 }

@@ -40,13 +40,17 @@ def orthogonalise(matrices: Tensor, steps: int, dtype: torch.dtype = torch.float
     """
     x = (matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)).to(dtype)
     is_tall = x.shape[1] > x.shape[2]
-    x = x.mT if is_tall else x
+    x = _iterated(x.mT if is_tall else x, steps)
+    return x.mT if is_tall else x
+
+
+def _iterated(x: Tensor, steps: int) -> Tensor:
+    """Newton-Schulz steps on wide matrices (N, R, C) of Frobenius norm 1."""
     is_alone = len(x) == 1  # a plain product is up to twice as fast on a CPU as a batched one of a single matrix
     x = x[0] if is_alone else x
     for done in range(0, steps, STEPS_AT_ONCE):
         x = _factor(x @ x.mT, min(steps - done, STEPS_AT_ONCE)) @ x
-    x = x[None] if is_alone else x
-    return x.mT if is_tall else x
+    return x[None] if is_alone else x
 
 
 def _factor(gram: Tensor, steps: int) -> Tensor:
@@ -100,6 +104,7 @@ class Muon(torch.optim.Optimizer):
         # Where it is a scalar on the device, a step's rate is `initial_lr` times it, not `lr`: for recorded steps, in
         # which a number of Python's would stay what it was.
         self.scale: Tensor | None = None
+        self.kernels: Any = None  # the functions of `kernels/self.kernels.py`, for matrices on a GPU; beside `scale`
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -108,26 +113,25 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
-                updates = self._nesterov(parameters, group)
+                gradients: list[Tensor] = [parameter.grad for parameter in parameters]
+                buffers = self._buffers(parameters)
                 lr = group["lr"] if self.scale is None else group["initial_lr"] * self.scale
-                if group["orthogonal"]:
-                    self._turn(parameters, updates, group, lr)
+                if group["orthogonal"] and self.kernels:
+                    self._turn_by_kernels(parameters, gradients, buffers, group, lr)
+                elif group["orthogonal"]:
+                    self._turn(parameters, _nesterov(gradients, buffers, group["momentum"]), group, lr)
                 else:
-                    _subtract(parameters, updates, lr)
+                    if group["weight_decay"]:
+                        gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+                    _subtract(parameters, _nesterov(gradients, buffers, group["momentum"]), lr)
         return loss
 
-    def _nesterov(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """Gradient plus momentum, one step ahead, for each parameter; moves the buffers."""
-        gradients: list[Tensor] = [parameter.grad for parameter in parameters]  # type: ignore[misc]
-        if group["weight_decay"] and not group["orthogonal"]:
-            gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+    def _buffers(self, parameters: list[Tensor]) -> list[Tensor]:
+        """The momentum of each, zeros at first."""
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, gradients)
-        return list(torch._foreach_add(gradients, buffers, alpha=group["momentum"]))
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
 
     def _turn(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any], lr: float | Tensor) -> None:
         """Orthogonalise the updates, several at once, and apply them."""
@@ -139,8 +143,39 @@ class Muon(torch.optim.Optimizer):
         for indices in _stacks([matrix.shape for matrix in matrices], together=matrices[0].is_cuda):
             turned = _orthogonalised([gradients[index] for index in indices], group["steps"], self.dtype, rate)
             for index, update in zip(indices, turned, strict=True):
-                rows, columns = matrices[index].shape
-                _subtract([matrices[index]], [update], factor * max(1.0, rows / columns) ** 0.5)
+                _subtract([matrices[index]], [update], factor * _lengthening(matrices[index].shape))
+
+    def _turn_by_kernels(
+        self, parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any],
+        lr: float | Tensor,
+    ) -> None:  # fmt: skip
+        """All that a step does to matrices, their momentum included, in few passes over them."""
+        assert isinstance(lr, Tensor)
+        momentum = group["momentum"]
+        triples = [
+            (_matrix(gradient, parameter), _matrix(buffer, parameter), _matrix(parameter, parameter))
+            for parameter, gradient, buffer in zip(parameters, gradients, buffers, strict=True)
+        ]
+        squares = [self.kernels.advance(*triple, momentum) for triple in triples]
+        for indices in _stacks([parameter.shape for _, _, parameter in triples], together=True):
+            chosen = [(*triples[index][:2], squares[index]) for index in indices]
+            turned = _iterated(self.kernels.stack(chosen, momentum, self.dtype), group["steps"])
+            for index, place in zip(indices, turned, strict=True):
+                matrix = triples[index][2]
+                factor = _lengthening(matrix.shape)
+                self.kernels.subtract(matrix, place, squares[index], lr, factor, group["rescale"])
+
+
+def _nesterov(gradients: list[Tensor], buffers: list[Tensor], momentum: float) -> list[Tensor]:
+    """Gradient plus momentum, one step ahead, for each parameter; moves the buffers."""
+    torch._foreach_mul_(buffers, momentum)
+    torch._foreach_add_(buffers, gradients)
+    return list(torch._foreach_add(gradients, buffers, alpha=momentum))
+
+
+def _lengthening(shape: torch.Size) -> float:
+    """√(R/C) of a tall matrix, by which its update is longer."""
+    return max(1.0, shape[0] / shape[1]) ** 0.5
 
 
 def _stacks(shapes: list[torch.Size], together: bool) -> list[list[int]]:

@@ -38,12 +38,11 @@ class Average(AveragedModel):
     def take(self, model: nn.Module) -> None:
         """An update that is not counted."""
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        averaged = [pair for pair in pairs if pair[0].is_floating_point() and not self.starts]
-        copied = [pair for pair in pairs if not pair[0].is_floating_point() or self.starts]
-        if averaged:
-            torch._foreach_lerp_(*_columns(averaged), 1 - self.decay)
-        if copied:
-            torch._foreach_copy_(*_columns(copied))
+        weight = 1.0 if self.starts else 1 - self.decay  # with 1 a copy to the last bit, and in fewer launches than one
+        torch._foreach_lerp_(*_columns([pair for pair in pairs if pair[0].is_floating_point()]), weight)
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        if counters:
+            torch._foreach_copy_(*_columns(counters))
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

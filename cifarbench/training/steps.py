@@ -16,6 +16,7 @@ from cifarbench.config.optim import PlateauConfig
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.augment import Augment
 from cifarbench.data.batches import steps_per_epoch
+from cifarbench.kernels import gpu
 from cifarbench.kernels.modules import use_kernels
 from cifarbench.models.whitening import Whitening
 from cifarbench.optim.muon import Muon
@@ -56,7 +57,8 @@ class Steps:
         is_whole = not (trainer.limit_batches or trainer.overfit_batch or setting.world.size > 1)
         augment = Augment(config.augment, *setting.statistics, channels_last=trainer.channels_last)
         is_gpu = setting.compute.device.type == "cuda"
-        self.feed = Feed(augment, config.seed, is_whole and is_gpu, is_gpu and setting.compute.own_kernels)
+        self.gpu_kernels = is_gpu and setting.compute.own_kernels
+        self.feed = Feed(augment, config.seed, is_whole and is_gpu, self.gpu_kernels)
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=widest_float(setting.compute.device), device=setting.compute.device)
         self.health = Health(setting.compute.device)
@@ -66,6 +68,10 @@ class Steps:
         """What takes whole steps; their learning rate is a number on the device from now on."""
         assert isinstance(self.optimizer, Muon)
         self.optimizer.scale = torch.zeros((), device=self.setting.compute.device)
+        if self.gpu_kernels:
+            from cifarbench.kernels import gpu_muon  # which needs Triton
+
+            self.optimizer.kernels = gpu_muon
         return Replay(self._whole_step)
 
     def step(self, positions: Tensor, lr: float, share: float) -> Tensor:
@@ -102,8 +108,13 @@ class Steps:
     def _accumulate(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
         """Add the gradient of these images as their part of a batch of `batch`; returns their part of its loss."""
         with self.setting.compute.autocast():
-            logits = self.forward(images).float()
+            logits = self.forward(images)
         smoothing = self.trainer.label_smoothing
+        if self.gpu_kernels and targets.ndim == 1 and len(images) == batch:
+            loss = gpu.CrossEntropy.apply(logits, targets, smoothing, self.totals)
+            loss.backward()
+            return loss.detach()
+        logits = logits.float()
         loss_sum = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
         loss = loss_sum / batch
         self.scaler.scale(loss).backward()
