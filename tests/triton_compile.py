@@ -26,7 +26,7 @@ FLOATS = ("eps", "momentum", "pixel_height", "pixel_width", "pixel_side", "smoot
 CALLED = (gpu_conv._slice, gpu_norm._total, gpu_muon._norm)  # by others
 CONSTANTS = {"ACT": "gelu", "ADDS": True, "KEEPS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64, "TILE": 512}
 CONSTANTS |= {"SIDE": 32, "HOLE": 12, "REFLECTS": True, "CORNERS": 4, "RESCALES": True}
-CONSTANTS |= {"SLICE": 128, "OUTPUTS": 64, "WINDOWS": 64, "INPUTS": 24}
+CONSTANTS |= {"SLICE": 128, "OUTPUTS": 64, "WINDOWS": 64, "INPUTS": 24, "CHANNELS": 24}
 OTHERS = CONSTANTS | {
     "ACT": "relu",
     "ADDS": False,

@@ -139,15 +139,18 @@ class ConvPool(torch.autograd.Function):
 
 
 def takes_conv_pool(conv: torch.nn.Conv2d, x: Tensor) -> bool:
-    """Whether `ConvPool` is for this convolution of these maps: of few channels, on a GPU in bfloat16."""
+    """Whether `ConvPool` is for this convolution of these maps: of few channels, in bfloat16, on a GPU large enough."""
+    from cifarbench.kernels.gpu_conv import SHARED_MEMORY
+    from cifarbench.kernels.gpu_tiles import shared_memory
+
     shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     return (
-        x.is_cuda
-        and x.dtype == torch.bfloat16
+        x.dtype == torch.bfloat16
         and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
         and conv.bias is None
         and 16 <= conv.in_channels <= 32
         and conv.out_channels % 64 == 0
+        and shared_memory(x.device) >= SHARED_MEMORY
     )
 
 

@@ -15,12 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cifarbench.kernels.gpu_tiles import processors
+
 SLICE = 128  # numbers that a slice may have: 4 pixels
 OUTPUTS = 64  # the channels are a multiple of them
 _FORWARD = {"OUTPUTS": 64, "WINDOWS": 128, "num_warps": 8, "num_stages": 1}
-_BACKWARD = {"OUTPUTS": 64, "WINDOWS": 64, "num_warps": 8, "num_stages": 2}
-# Programs that share the windows: of a large GPU's 132 processors each holds one, or two.
-_FORWARDS, _BACKWARDS = 132, 264
+_BACKWARD = {"OUTPUTS": 64, "WINDOWS": 64, "num_warps": 4, "num_stages": 2}
+_FORWARDS, _BACKWARDS = 1, 2  # programs for each processor, which share the windows
+SHARED_MEMORY = 229_376  # bytes that a program takes of a processor's, as those since Hopper have it for data centres
 
 
 @triton.jit
@@ -132,7 +134,7 @@ def conv_pool(x: Tensor, weight: Tensor, keeps: bool) -> tuple[Tensor, Tensor | 
     which = torch.empty_like(y, dtype=torch.uint8) if keeps else None
     windows = images * tall * wide
     blocks = outputs // _FORWARD["OUTPUTS"]
-    programs, share = _shared(windows, _FORWARDS // blocks, _FORWARD["WINDOWS"])
+    programs, share = _shared(windows, _FORWARDS * processors(x.device) // blocks, _FORWARD["WINDOWS"])
     _pooled[programs, blocks](
         x, _slices(weight, x.dtype), y, y if which is None else which, windows, height, width, tall, wide, outputs,
         share, inputs, keeps, SLICE, **_FORWARD,
@@ -145,7 +147,7 @@ def weight_gradient(grad: Tensor, which: Tensor, x: Tensor) -> Tensor:
     images, inputs, height, width = x.shape
     outputs, tall, wide = grad.shape[1:]
     windows, blocks = images * tall * wide, outputs // _BACKWARD["OUTPUTS"]
-    programs, share = _shared(windows, _BACKWARDS // (3 * blocks), _BACKWARD["WINDOWS"])
+    programs, share = _shared(windows, _BACKWARDS * processors(x.device) // (3 * blocks), _BACKWARD["WINDOWS"])
     partial = torch.empty(programs, 3, 2, SLICE, outputs, device=x.device)
     _weight_sums[3, programs, blocks](
         grad, which, x, partial, windows, height, width, tall, wide, outputs, share, inputs, SLICE, **_BACKWARD

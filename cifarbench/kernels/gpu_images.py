@@ -18,8 +18,8 @@ _PROGRAMS = 2048
 
 @triton.jit
 def _whitened(
-    first, columns, images_ptr, weight_ptr, bias_ptr, pixels, height, width, channels,
-    by_output, by_input, by_row, by_column, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    first, columns, images_ptr, weight_ptr, bias_ptr, pixels, height, width, by_output, by_input, by_row, by_column,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The 2x2 convolution with its bias, before the activation, at ROWS pixels from `first` on; places and mask.
 
@@ -31,32 +31,32 @@ def _whitened(
     corner = ((image * (height + 1) + y) * (width + 1) + x) * 3
     patch = images_ptr + corner[:, None] + ((down * (width + 1) + right) * 3 + channel)[None, :]
     patches = tl.load(patch, mask=(pixel < pixels)[:, None] & (tap < 12)[None, :], other=0.0)
-    named = columns < channels
+    named = columns < CHANNELS
     place = (channel * by_input + down * by_row + right * by_column)[:, None] + (columns * by_output)[None, :]
     weights = tl.load(weight_ptr + place, mask=(tap < 12)[:, None] & named[None, :], other=0.0)
     bias = tl.load(bias_ptr + columns, mask=named, other=0.0)
     z = tl.dot(patches, weights, input_precision="tf32x3") + bias[None, :]
-    places, inside = tile_at(first, columns, pixels, channels, ROWS)
+    places, inside = tile_at(first, columns, pixels, CHANNELS, ROWS)
     return z, places, inside
 
 
 @triton.jit
 def _whiten(
-    images_ptr, weight_ptr, bias_ptr, y_ptr, pixels, height, width, channels, by_output, by_input, by_row, by_column,
-    ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    images_ptr, weight_ptr, bias_ptr, y_ptr, pixels, height, width, by_output, by_input, by_row, by_column,
+    CHANNELS: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """act(convolution + bias)."""
     z, places, inside = _whitened(
         tl.program_id(0) * ROWS, tl.arange(0, COLUMNS), images_ptr, weight_ptr, bias_ptr, pixels, height, width,
-        channels, by_output, by_input, by_row, by_column, ROWS, COLUMNS,
+        by_output, by_input, by_row, by_column, CHANNELS, ROWS, COLUMNS,
     )  # fmt: skip
     tl.store(y_ptr + places, activated(z, ACT).to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _bias_sums(
-    grad_ptr, images_ptr, weight_ptr, bias_ptr, partial_ptr, pixels, height, width, channels, share,
-    by_output, by_input, by_row, by_column, ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    grad_ptr, images_ptr, weight_ptr, bias_ptr, partial_ptr, pixels, height, width, share, by_output, by_input, by_row,
+    by_column, CHANNELS: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Sums of the gradient before the activation over this program's `share` of the pixels: partial (programs, C)."""
     columns = tl.arange(0, COLUMNS)
@@ -64,11 +64,11 @@ def _bias_sums(
     for start in range(0, share, ROWS):
         z, places, inside = _whitened(
             tl.program_id(0) * share + start, columns, images_ptr, weight_ptr, bias_ptr, pixels, height, width,
-            channels, by_output, by_input, by_row, by_column, ROWS, COLUMNS,
+            by_output, by_input, by_row, by_column, CHANNELS, ROWS, COLUMNS,
         )  # fmt: skip
         total += tl.load(grad_ptr + places, mask=inside, other=0.0).to(tl.float32) * slope(z, ACT)
-    place = partial_ptr + tl.program_id(0) * channels + columns
-    tl.store(place, tl.sum(total, 0), mask=columns < channels)
+    place = partial_ptr + tl.program_id(0) * CHANNELS + columns
+    tl.store(place, tl.sum(total, 0), mask=columns < CHANNELS)
 
 
 @triton.jit
@@ -158,19 +158,9 @@ def whiten(images: Tensor, weight: Tensor, bias: Tensor, act: str, dtype: torch.
     y = torch.empty(shape, dtype=dtype, device=images.device, memory_format=torch.channels_last)
     pixels = y.numel() // len(weight)
     _whiten[(-(-pixels // _ROWS),)](
-        images,
-        weight,
-        bias,
-        y,
-        pixels,
-        height - 1,
-        width - 1,
-        len(weight),
-        *weight.stride(),
-        act,
-        _ROWS,
-        _columns(weight),
-    )
+        images, weight, bias, y, pixels, height - 1, width - 1, *weight.stride(),
+        len(weight), act, _ROWS, _columns(weight),
+    )  # fmt: skip
     return y
 
 
@@ -182,8 +172,8 @@ def whitening_bias_gradient(grad: Tensor, images: Tensor, weight: Tensor, bias: 
     programs = -(-pixels // share)
     partial = torch.empty(programs, channels, device=grad.device)
     _bias_sums[(programs,)](
-        grad, images, weight, bias, partial, pixels, height, width, channels, share, *weight.stride(),
-        act, _ROWS, _columns(weight),
+        grad, images, weight, bias, partial, pixels, height, width, share, *weight.stride(),
+        channels, act, _ROWS, _columns(weight),
     )  # fmt: skip
     return partial.sum(0)
 

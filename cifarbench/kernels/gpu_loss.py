@@ -1,4 +1,4 @@
-"""Cross-entropy for NVIDIA GPUs, in Triton: the loss, its gradient and the right answers of a batch in one kernel."""
+"""Cross-entropy for NVIDIA GPUs, in Triton: a batch's loss, its gradient and the right answers in one pass."""
 
 from __future__ import annotations
 
@@ -7,39 +7,46 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 16384  # numbers that the one program holds at once
-_WARPS = 16
+_ROWS = 64  # of a program
+_PARTS = 256  # of a sum over programs that are added at once
 
 
 @triton.jit
 def _cross_entropy(
-    logits_ptr, targets_ptr, grad_ptr, loss_ptr, totals_ptr, rows, classes, by_row, smoothing,
+    logits_ptr, targets_ptr, grad_ptr, partial_ptr, rows, classes, by_row, smoothing,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The mean loss, its gradient, and the batch added to the totals: the sums of losses and right answers, rows."""
-    columns = tl.arange(0, COLUMNS)
-    losses, rights = tl.zeros((ROWS,), tl.float32), tl.zeros((ROWS,), tl.float32)
-    for start in range(0, rows, ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & (columns < classes)[None, :]
-        places = row[:, None] * by_row + columns[None, :]
-        x = tl.load(logits_ptr + places, mask=inside, other=-1e30).to(tl.float32)
-        target = tl.load(targets_ptr + row, mask=row < rows, other=0)
-        is_target = columns[None, :] == target[:, None]
-        x -= tl.max(x, 1)[:, None]
-        powers = tl.where(columns[None, :] < classes, tl.exp(x), 0.0)
-        total = tl.sum(powers, 1)
-        wanted = tl.where(inside, smoothing / classes + tl.where(is_target, 1.0 - smoothing, 0.0), 0.0)
-        loss = tl.log(total) - tl.sum(tl.where(inside, wanted * x, 0.0), 1)
-        grad = (powers / total[:, None] - wanted) / rows
-        grad_places = row[:, None] * classes + columns[None, :]
-        tl.store(grad_ptr + grad_places, grad.to(grad_ptr.dtype.element_ty), mask=inside)
-        first = tl.min(tl.where(inside & (x == 0.0), columns[None, :], COLUMNS), 1)  # of equal ones, as argmax has it
-        losses += tl.where(row < rows, loss, 0.0)
-        rights += tl.where((row < rows) & (first == target), 1.0, 0.0)
-    loss_sum = tl.sum(losses, 0)
-    tl.store(loss_ptr, loss_sum / rows)
-    tl.store(totals_ptr, tl.load(totals_ptr) + loss_sum)
+    """The gradient of the mean loss, and the sums of losses and right answers in these rows: partial (2, programs)."""
+    row, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    is_row, is_class = row < rows, columns < classes
+    inside = is_row[:, None] & is_class[None, :]
+    x = tl.load(logits_ptr + row[:, None] * by_row + columns[None, :], mask=inside, other=-1e30).to(tl.float32)
+    target = tl.load(targets_ptr + row, mask=is_row, other=0)
+    x -= tl.max(x, 1)[:, None]
+    powers = tl.where(is_class[None, :], tl.exp(x), 0.0)
+    total = tl.sum(powers, 1)
+    is_target = columns[None, :] == target[:, None]
+    wanted = tl.where(inside, smoothing / classes + tl.where(is_target, 1.0 - smoothing, 0.0), 0.0)
+    grad = (powers / total[:, None] - wanted) / rows
+    tl.store(grad_ptr + row[:, None] * classes + columns[None, :], grad.to(grad_ptr.dtype.element_ty), mask=inside)
+    loss = tl.where(is_row, tl.log(total) - tl.sum(tl.where(inside, wanted * x, 0.0), 1), 0.0)
+    first = tl.min(tl.where(inside & (x == 0.0), columns[None, :], COLUMNS), 1)  # of equal ones, as argmax has it
+    right = tl.where(is_row & (first == target), 1.0, 0.0)
+    tl.store(partial_ptr + tl.program_id(0), tl.sum(loss, 0))
+    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(right, 0))
+
+
+@triton.jit
+def _count(partial_ptr, loss_ptr, totals_ptr, programs, rows, PARTS: tl.constexpr):
+    """The mean loss, and the batch added to the totals: the sums of losses and right answers, and the rows."""
+    losses, rights = tl.zeros((PARTS,), tl.float32), tl.zeros((PARTS,), tl.float32)
+    for start in range(0, programs, PARTS):
+        part = start + tl.arange(0, PARTS)
+        losses += tl.load(partial_ptr + part, mask=part < programs, other=0.0)
+        rights += tl.load(partial_ptr + programs + part, mask=part < programs, other=0.0)
+    loss = tl.sum(losses, 0)
+    tl.store(loss_ptr, loss / rows)
+    tl.store(totals_ptr, tl.load(totals_ptr) + loss)
     tl.store(totals_ptr + 1, tl.load(totals_ptr + 1) + tl.sum(rights, 0))
     tl.store(totals_ptr + 2, tl.load(totals_ptr + 2) + rows)
 
@@ -56,9 +63,11 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float, totals: Ten
     rows, classes = logits.shape
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     loss, grad = torch.empty((), device=logits.device), torch.empty_like(logits, memory_format=torch.contiguous_format)
-    columns = triton.next_power_of_2(classes)
-    tile = {"ROWS": max(_TILE // columns, 1), "COLUMNS": columns}
-    _cross_entropy[(1,)](
-        logits, targets, grad, loss, totals, rows, classes, logits.stride(0), smoothing, **tile, num_warps=_WARPS
-    )
+    programs = -(-rows // _ROWS)
+    partial = torch.empty(2, programs, device=logits.device)
+    _cross_entropy[(programs,)](
+        logits, targets, grad, partial, rows, classes, logits.stride(0), smoothing,
+        _ROWS, triton.next_power_of_2(classes),
+    )  # fmt: skip
+    _count[(1,)](partial, loss, totals, programs, rows, _PARTS)
     return loss, grad

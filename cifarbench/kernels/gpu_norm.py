@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from cifarbench.kernels.functions import STORED
-from cifarbench.kernels.gpu_tiles import activated, slope, tile_at, tiling
+from cifarbench.kernels.gpu_tiles import activated, processors, slope, tile_at, tiling
 
-_PROGRAMS = 1024  # that share the rows of a sum: some for each of a large GPU's 132 processors
+_PROGRAMS = 2  # for each processor, which share the rows of a sum; more of them take longer to start than they gain
 _OF_SLOPES = {torch.bfloat16: torch.float16, torch.float32: torch.float32}  # they lie in -0.13 .. 1.13
 
 
@@ -262,10 +262,10 @@ def _matrix(x: Tensor) -> tuple[int, int]:
 
 def _shared(x: Tensor) -> tuple[Tensor, tuple[int, int], int, dict[str, int]]:
     """For sums over rows: where the parts go, (2, programs, C), the grid, the rows of a program, and the tile."""
-    (rows, channels), tile = _matrix(x), tiling(x, 2)
+    (rows, channels), tile = _matrix(x), tiling(x)
     blocks = -(-channels // tile["COLUMNS"])
     tiles = -(-rows // tile["ROWS"])
-    each = -(-tiles // max(_PROGRAMS // blocks, 1))
+    each = -(-tiles // max(_PROGRAMS * processors(x.device) // blocks, 1))
     programs = -(-tiles // each)
     partial = torch.empty(2, programs, channels, device=x.device)
-    return partial, (programs, blocks), each * tile["ROWS"], tile
+    return partial, (programs, blocks), each * tile["ROWS"], {**tile, "num_warps": 8}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,6 +17,18 @@ def tiling(x: Tensor, held: int = 1) -> dict[str, int]:
     """Rows and columns of a tile of which a program holds so many."""
     columns = min(triton.next_power_of_2(x.shape[1]), _COLUMNS)
     return {"ROWS": max(_TILE // held // columns, 1), "COLUMNS": columns}
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many programs the device works on at once, if each takes a processor to itself."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may share between its threads."""
+    return int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
 
 
 @triton.jit
