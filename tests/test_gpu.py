@@ -167,6 +167,13 @@ def test_recorded_steps_and_our_own_kernels_do_what_torch_does_one_by_one(words)
         assert losses_of(*words, *more) == pytest.approx(plain, rel=0.02), more
 
 
+def test_in_bf16_our_own_kernels_learn_as_torchs_operations_do():
+    plain, ours = (
+        losses_of(*FAST, "trainer.cuda_graphs=true", f"trainer.kernels={kind}") for kind in ("torch", "auto")
+    )
+    assert ours == pytest.approx(plain, rel=0.05)
+
+
 def test_the_fast_recipe_is_recorded_with_a_graph_for_each_phase():
     training = prepared(checked(TrainConfig, compose("train", [*FAST, *GPU, "trainer.cuda_graphs=true"])))
     positions = torch.arange(500, device="cuda")

@@ -27,6 +27,7 @@ gpu_pool = pytest.importorskip("cifarbench.kernels.gpu_pool", reason="needs Trit
 gpu_conv = pytest.importorskip("cifarbench.kernels.gpu_conv", reason="needs Triton", exc_type=ImportError)
 gpu_loss = pytest.importorskip("cifarbench.kernels.gpu_loss", reason="needs Triton", exc_type=ImportError)
 gpu_muon = pytest.importorskip("cifarbench.kernels.gpu_muon", reason="needs Triton", exc_type=ImportError)
+gpu_tiles = pytest.importorskip("cifarbench.kernels.gpu_tiles", reason="needs Triton", exc_type=ImportError)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Of numbers to bfloat16, 1.7e-3 on average; the interpreter cuts them off, which is twice that.
@@ -297,6 +298,29 @@ def test_a_convolution_and_its_maxima_in_one_kernel_are_those_of_float64(shape, 
     assert gradients[1].is_contiguous(memory_format=torch.channels_last)
     bare = gpu.ConvPool.apply(ours[0].detach(), ours[1].detach(), False)
     assert torch.equal(bare, y)
+
+
+CONVOLUTIONS = {
+    "few channels": (True, {}),
+    "many": (False, {"in_channels": 48}),
+    "odd outputs": (False, {"out_channels": 96}),
+    "a bias": (False, {"bias": True}),
+    "steps": (False, {"stride": 2}),
+    "groups": (False, {"groups": 8}),
+    "no padding": (False, {"padding": 0}),
+    "another border": (False, {"padding_mode": "reflect"}),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_only_convolutions_of_its_kind_are_for_that_kernel_and_only_on_large_gpus(name, monkeypatch):
+    is_of_the_kind, options = CONVOLUTIONS[name]
+    options = {"in_channels": 24, "out_channels": 64, "kernel_size": 3, "padding": 1, "bias": False, **options}
+    conv, x = torch.nn.Conv2d(**options), torch.zeros(1, options["in_channels"], 8, 8, dtype=torch.bfloat16)
+    for memory, is_large in ((232_448, True), (101_376, False)):  # of an H100 and an RTX 4090
+        monkeypatch.setattr(gpu_tiles, "shared_memory", lambda device, memory=memory: memory)
+        assert gpu.takes_conv_pool(conv, x) == (is_of_the_kind and is_large)
+    assert not gpu.takes_conv_pool(conv, x.float())
 
 
 def test_of_equal_outputs_the_first_takes_the_gradient_and_what_is_no_number_stays_none():

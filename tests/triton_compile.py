@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cifarbench.kernels import gpu_conv, gpu_images, gpu_loss, gpu_muon, gpu_norm, gpu_pool
+from cifarbench.kernels import gpu_conv, gpu_images, gpu_loss, gpu_muon, gpu_norm, gpu_pool, gpu_tiles
 
 MAPS = ("x_ptr", "slices_ptr", "logits_ptr", "turned_ptr", "added_ptr", "y_ptr", "grad_ptr", "dx_ptr", "dadded_ptr")
 TYPES = {
@@ -23,7 +23,7 @@ TYPES = {
 }
 TYPES |= {"slope_ptr": "*fp16"} | dict.fromkeys(MAPS, "*bf16")
 FLOATS = ("eps", "momentum", "pixel_height", "pixel_width", "pixel_side", "smoothing", "factor", "length")
-CALLED = (gpu_conv._slice, gpu_norm._total, gpu_muon._norm)  # by others
+CALLED = (gpu_conv._slice, gpu_norm._total, gpu_tiles.sum_of)  # by others
 CONSTANTS = {"ACT": "gelu", "ADDS": True, "KEEPS": True, "ROWS": 32, "COLUMNS": 64, "PARTS": 64, "TILE": 512}
 CONSTANTS |= {"SIDE": 32, "HOLE": 12, "REFLECTS": True, "CORNERS": 4, "RESCALES": True}
 CONSTANTS |= {"SLICE": 128, "OUTPUTS": 64, "WINDOWS": 64, "INPUTS": 24, "CHANNELS": 24}

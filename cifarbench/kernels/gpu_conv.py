@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_tiles import processors
+from cifarbench.kernels.gpu_tiles import processors, window_at
 
 SLICE = 128  # numbers that a slice may have: 4 pixels
 OUTPUTS = 64  # the channels are a multiple of them
@@ -23,13 +23,6 @@ _FORWARD = {"OUTPUTS": 64, "WINDOWS": 128, "num_warps": 8, "num_stages": 1}
 _BACKWARD = {"OUTPUTS": 64, "WINDOWS": 64, "num_warps": 4, "num_stages": 2}
 _FORWARDS, _BACKWARDS = 1, 2  # programs for each processor, which share the windows
 SHARED_MEMORY = 229_376  # bytes that a program takes of a processor's, as those since Hopper have it for data centres
-
-
-@triton.jit
-def _window(first, windows, tall, wide, WINDOWS: tl.constexpr):
-    """Image, row and column of this program's windows, and which of them there are."""
-    window = first + tl.arange(0, WINDOWS)
-    return (window // (tall * wide)).to(tl.int64), window // wide % tall, window % wide, window < windows
 
 
 @triton.jit
@@ -67,7 +60,8 @@ def _pooled(
     output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     for start in range(0, share, WINDOWS):
         first = tl.program_id(0) * share + start
-        image, row, column, there = _window(first, windows, tall, wide, WINDOWS)
+        window, image, row, column = window_at(first, tall, wide, WINDOWS)
+        there = window < windows
         left = 2 * column - 1
         x0 = _slice(x_ptr, image, 2 * row - 1, left, there, height, width, INPUTS, SLICE)
         x1 = _slice(x_ptr, image, 2 * row, left, there, height, width, INPUTS, SLICE)
@@ -80,7 +74,7 @@ def _pooled(
         best, which = _better(second, best, tl.zeros((WINDOWS, OUTPUTS), tl.int32), 1)
         best, which = _better(third, best, which, 2)
         best, which = _better(fourth, best, which, 3)
-        place = (first + tl.arange(0, WINDOWS)).to(tl.int64)[:, None] * channels + output[None, :]
+        place = window.to(tl.int64)[:, None] * channels + output[None, :]
         tl.store(y_ptr + place, best.to(y_ptr.dtype.element_ty), mask=there[:, None])
         if KEEPS:
             tl.store(which_ptr + place, which.to(tl.uint8), mask=there[:, None])
@@ -101,8 +95,9 @@ def _weight_sums(
     right = tl.zeros((SLICE, OUTPUTS), tl.float32)
     for start in range(0, share, WINDOWS):
         first = tl.program_id(1) * share + start
-        image, row, column, there = _window(first, windows, tall, wide, WINDOWS)
-        place = (first + tl.arange(0, WINDOWS)).to(tl.int64)[:, None] * channels + output[None, :]
+        window, image, row, column = window_at(first, tall, wide, WINDOWS)
+        there = window < windows
+        place = window.to(tl.int64)[:, None] * channels + output[None, :]
         grad = tl.load(grad_ptr + place, mask=there[:, None], other=0.0)
         which = tl.load(which_ptr + place, mask=there[:, None], other=4)
         for down in tl.static_range(2):

@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cifarbench.kernels.gpu_tiles import sum_of
+
 _ROWS = 64  # of a program
 _PARTS = 256  # of a sum over programs that are added at once
 
@@ -39,15 +41,10 @@ def _cross_entropy(
 @triton.jit
 def _count(partial_ptr, loss_ptr, totals_ptr, programs, rows, PARTS: tl.constexpr):
     """The mean loss, and the batch added to the totals: the sums of losses and right answers, and the rows."""
-    losses, rights = tl.zeros((PARTS,), tl.float32), tl.zeros((PARTS,), tl.float32)
-    for start in range(0, programs, PARTS):
-        part = start + tl.arange(0, PARTS)
-        losses += tl.load(partial_ptr + part, mask=part < programs, other=0.0)
-        rights += tl.load(partial_ptr + programs + part, mask=part < programs, other=0.0)
-    loss = tl.sum(losses, 0)
+    loss = sum_of(partial_ptr, programs, PARTS)
     tl.store(loss_ptr, loss / rows)
     tl.store(totals_ptr, tl.load(totals_ptr) + loss)
-    tl.store(totals_ptr + 1, tl.load(totals_ptr + 1) + tl.sum(rights, 0))
+    tl.store(totals_ptr + 1, tl.load(totals_ptr + 1) + sum_of(partial_ptr + programs, programs, PARTS))
     tl.store(totals_ptr + 2, tl.load(totals_ptr + 2) + rows)
 
 

@@ -1,4 +1,4 @@
-"""What Muon does about its matrix products for NVIDIA GPUs, in Triton: each matrix is read and written twice in all.
+"""What Muon does about its matrix products for NVIDIA GPUs, in Triton: three passes over each matrix.
 
 A matrix (R, C) and its gradient and momentum are float32 and contiguous. In a stack (N, r, c) of the products' dtype
 each has a place of its own, as it is or transposed, with zeros about it.
@@ -14,24 +14,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cifarbench.kernels.gpu_tiles import sum_of
+
 _TILE = 2048  # numbers of a program
 _PARTS = 256  # of a sum over programs that are added at once
 
 
 @triton.jit
 def _inside(count, TILE: tl.constexpr):
+    """The places of this program's numbers, and which of them there are."""
     place = tl.program_id(0) * TILE + tl.arange(0, TILE)
     return place, place < count
-
-
-@triton.jit
-def _norm(partial_ptr, programs, PARTS: tl.constexpr):
-    """The square root of the sum of the programs' parts."""
-    total = tl.zeros((PARTS,), tl.float32)
-    for start in range(0, programs, PARTS):
-        part = start + tl.arange(0, PARTS)
-        total += tl.load(partial_ptr + part, mask=part < programs, other=0.0)
-    return tl.sqrt(tl.sum(total, 0))
 
 
 @triton.jit
@@ -56,7 +49,7 @@ def _stack(
     place, inside = _inside(count, TILE)
     grad = tl.load(grad_ptr + place, mask=inside, other=0.0)
     update = grad + momentum * tl.load(buffer_ptr + place, mask=inside, other=0.0)
-    update /= _norm(partial_ptr, tl.num_programs(0), PARTS) + 1e-7
+    update /= tl.sqrt(sum_of(partial_ptr, tl.num_programs(0), PARTS)) + 1e-7
     there = place // columns * by_row + place % columns * by_column
     tl.store(out_ptr + there, update.to(out_ptr.dtype.element_ty), mask=inside)
 
@@ -70,7 +63,7 @@ def _subtract(
     place, inside = _inside(count, TILE)
     weight = tl.load(weight_ptr + place, mask=inside, other=0.0)
     if RESCALES:
-        weight *= length / (_norm(partial_ptr + tl.num_programs(0), tl.num_programs(0), PARTS) + 1e-12)
+        weight *= length / (tl.sqrt(sum_of(partial_ptr + tl.num_programs(0), tl.num_programs(0), PARTS)) + 1e-12)
     there = place // columns * by_row + place % columns * by_column
     turned = tl.load(turned_ptr + there, mask=inside, other=0.0).to(tl.float32)
     tl.store(weight_ptr + place, weight - tl.load(rate_ptr) * factor * turned, mask=inside)

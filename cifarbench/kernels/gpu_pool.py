@@ -1,4 +1,4 @@
-"""2x2 maxima and their gradient for NVIDIA GPUs, in Triton; maps as in `gpu_norm.py`."""
+"""Maxima of 2x2 windows and of whole maps and their gradients for NVIDIA GPUs, in Triton; maps as in `gpu_norm.py`."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_tiles import tiling
+from cifarbench.kernels.gpu_tiles import tiling, window_at
 
 
 @triton.jit
 def _window(windows, tall, wide, channels, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Image, row and column of this program's windows (ROWS,), its columns (COLUMNS,), and the mask of both."""
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    window = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = (window < windows)[:, None] & (columns < channels)[None, :]
-    return (window // (tall * wide)).to(tl.int64), window // wide % tall, window % wide, columns, inside
+    window, image, row, column = window_at(tl.program_id(0) * ROWS, tall, wide, ROWS)
+    return image, row, column, columns, (window < windows)[:, None] & (columns < channels)[None, :]
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What the kernels for NVIDIA GPUs share, in Triton: the tile of a matrix that a program holds, and activations."""
+"""What the kernels for NVIDIA GPUs share, in Triton: places of tiles and windows, sums of parts, and activations."""
 
 from __future__ import annotations
 
@@ -37,6 +37,23 @@ def tile_at(first, columns, rows, channels, ROWS: tl.constexpr):
     row = first + tl.arange(0, ROWS)
     inside = (row < rows)[:, None] & (columns < channels)[None, :]
     return row.to(tl.int64)[:, None] * channels + columns[None, :], inside
+
+
+@triton.jit
+def window_at(first, tall, wide, WINDOWS: tl.constexpr):
+    """The numbers of WINDOWS windows from `first` on, `tall` · `wide` of an image, and the image, row and column."""
+    window = first + tl.arange(0, WINDOWS)
+    return window, (window // (tall * wide)).to(tl.int64), window // wide % tall, window % wide
+
+
+@triton.jit
+def sum_of(partial_ptr, programs, PARTS: tl.constexpr):
+    """What the programs have left, one number each, in all; PARTS of them are added at once."""
+    total = tl.zeros((PARTS,), tl.float32)
+    for start in range(0, programs, PARTS):
+        part = start + tl.arange(0, PARTS)
+        total += tl.load(partial_ptr + part, mask=part < programs, other=0.0)
+    return tl.sum(total, 0)
 
 
 @triton.jit

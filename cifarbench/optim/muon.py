@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
         # Where it is a scalar on the device, a step's rate is `initial_lr` times it, not `lr`: for recorded steps, in
         # which a number of Python's would stay what it was.
         self.scale: Tensor | None = None
-        self.kernels: Any = None  # the functions of `kernels/self.kernels.py`, for matrices on a GPU; beside `scale`
+        self.kernels: Any = None  # the functions of `kernels/gpu_muon.py`, for matrices on a GPU; beside `scale`
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
