@@ -23,11 +23,10 @@ from cifarbench.kernels import gpu
 from cifarbench.optim import muon
 from cifarbench.training.feed import Feed
 
-gpu_pool = pytest.importorskip("cifarbench.kernels.gpu_pool", reason="needs Triton", exc_type=ImportError)
-gpu_conv = pytest.importorskip("cifarbench.kernels.gpu_conv", reason="needs Triton", exc_type=ImportError)
-gpu_loss = pytest.importorskip("cifarbench.kernels.gpu_loss", reason="needs Triton", exc_type=ImportError)
-gpu_muon = pytest.importorskip("cifarbench.kernels.gpu_muon", reason="needs Triton", exc_type=ImportError)
-gpu_tiles = pytest.importorskip("cifarbench.kernels.gpu_tiles", reason="needs Triton", exc_type=ImportError)
+gpu_conv, gpu_loss, gpu_muon, gpu_pool, gpu_tiles = (
+    pytest.importorskip(f"cifarbench.kernels.gpu_{name}", reason="needs Triton", exc_type=ImportError)
+    for name in ("conv", "loss", "muon", "pool", "tiles")
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # Of numbers to bfloat16, 1.7e-3 on average; the interpreter cuts them off, which is twice that.
