@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from processes import shell
 from torch import nn
 
-from cifarbench.kernels import convolution, functions
+from cifarbench.kernels import convolution, functions, modules
 from cifarbench.kernels.library import load
 from cifarbench.kernels.modules import use_kernels
 from cifarbench.models.efficientnet_lite import EfficientNetLite
@@ -462,3 +462,27 @@ def test_the_library_is_compiled_once_and_then_found(tmp_path):
     assert (built.stat().st_ino, built.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert json.loads((tmp_path / "again" / "run.json").read_text())["environment"]["kernels"] == "own"
     assert os.listdir(built.parent) == [built.name]
+
+
+class Halved(nn.Conv2d):
+    """A convolution of one's own: a plugin may have one."""
+
+    def forward(self, x):
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, Halved])
+def test_a_convolution_of_ones_own_is_never_taken_together_with_its_maxima(kind, monkeypatch):
+    taken = []
+
+    class Together:
+        @staticmethod
+        def apply(x, weight, keeps):
+            taken.append(weight)
+            return F.max_pool2d(F.conv2d(x, weight, padding=1), 2)
+
+    monkeypatch.setattr(modules, "_are_one", lambda *arguments: True)  # as on a GPU
+    monkeypatch.setattr(modules.gpu, "ConvPool", Together)
+    layers, x = [kind(24, 64, 3, padding=1, bias=False), nn.MaxPool2d(2)], drawn(2, 24, 6, 6)
+    torch.testing.assert_close(modules._through(list(layers), x), nn.Sequential(*layers)(x))
+    assert len(taken) == (kind is nn.Conv2d)

@@ -255,7 +255,7 @@ def test_whitening_with_its_activation_and_the_gradient_of_its_bias_are_those_of
     assert distance(ours.grad.cpu(), theirs.grad) < 1e-5
 
 
-@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize("capability", ["80", "90", "100"])
 def test_the_kernels_compile_for_a_gpu(tmp_path, capability):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("triton_compile.py")

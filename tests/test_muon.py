@@ -190,3 +190,24 @@ def test_every_group_keeps_its_own_peak_rate():
         7.0,
         optim_config("optim=muon").head_lr,
     ]
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_a_state_in_another_memory_layout_is_gone_on_with(layout):
+    generator = torch.Generator().manual_seed(3)
+    start, *gradients = torch.randn(3, 8, 4, 3, 3, generator=generator)
+    parameters = [nn.Parameter(start.clone().contiguous(memory_format=layout)) for _ in range(2)]
+    optimizers = [Muon([{"params": [parameter]}], 0.1, momentum=0.6) for parameter in parameters]
+    for step, gradient in enumerate(gradients):
+        for parameter, optimizer in zip(parameters, optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        if not step:
+            state = optimizers[0].state_dict()
+            momentum = state["state"][0]["momentum_buffer"].clone()
+            state["state"][0]["momentum_buffer"] = momentum.permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)
+            optimizers[0].load_state_dict(state)
+    assert torch.equal(*parameters)
+    buffer = optimizers[0].state[parameters[0]]["momentum_buffer"]
+    assert buffer.stride() == parameters[0].stride(), "as the kernels want it"
+    assert torch.equal(buffer, optimizers[1].state[parameters[1]]["momentum_buffer"])

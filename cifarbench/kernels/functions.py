@@ -32,6 +32,12 @@ def at(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def is_plain(conv: torch.nn.Conv2d) -> bool:
+    """Whether a convolution has 3x3 windows at every pixel, zeros at the border, and sees all channels."""
+    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+
 class NormActivation(torch.autograd.Function):
     """act(batch norm(x) + added) with the statistics of x, which are returned too: the mean and the biased variance.
 

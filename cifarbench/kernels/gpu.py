@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cifarbench.kernels.functions import LAYOUT
+from cifarbench.kernels.functions import LAYOUT, is_plain
 
 _OLDEST = (8, 0)  # compute capability with bfloat16 products
 
@@ -139,17 +139,16 @@ class ConvPool(torch.autograd.Function):
 
 
 def takes_conv_pool(conv: torch.nn.Conv2d, x: Tensor) -> bool:
-    """Whether `ConvPool` is for this convolution of these maps: of few channels, in bfloat16, on a GPU large enough."""
-    from cifarbench.kernels.gpu_conv import SHARED_MEMORY
+    """Whether `ConvPool` is for this convolution of these maps: of few channels, in bfloat16, where memory suffices."""
+    from cifarbench.kernels.gpu_conv import FEWEST, OUTPUTS, SHARED_MEMORY, SLICE
     from cifarbench.kernels.gpu_tiles import shared_memory
 
-    shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     return (
         x.dtype == torch.bfloat16
-        and shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+        and is_plain(conv)
         and conv.bias is None
-        and 16 <= conv.in_channels <= 32
-        and conv.out_channels % 64 == 0
+        and FEWEST <= conv.in_channels <= SLICE // 4
+        and conv.out_channels % OUTPUTS == 0
         and shared_memory(x.device) >= SHARED_MEMORY
     )
 

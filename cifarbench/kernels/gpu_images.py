@@ -13,7 +13,7 @@ from torch import Tensor
 from cifarbench.kernels.gpu_tiles import activated, slope, tile_at
 
 _ROWS = 128  # pixels of a tile
-_PROGRAMS = 2048
+_SUMS = 2048  # programs that share the pixels of a sum
 
 
 @triton.jit
@@ -168,7 +168,7 @@ def whitening_bias_gradient(grad: Tensor, images: Tensor, weight: Tensor, bias: 
     """The gradient (C,) of the bias of `whiten` from that of its output."""
     _, channels, height, width = grad.shape
     pixels = grad.numel() // channels
-    share = _ROWS * -(-pixels // (_ROWS * _PROGRAMS))
+    share = _ROWS * -(-pixels // (_ROWS * _SUMS))
     programs = -(-pixels // share)
     partial = torch.empty(programs, channels, device=grad.device)
     _bias_sums[(programs,)](

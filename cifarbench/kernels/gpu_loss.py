@@ -25,17 +25,17 @@ def _cross_entropy(
     x = tl.load(logits_ptr + row[:, None] * by_row + columns[None, :], mask=inside, other=-1e30).to(tl.float32)
     target = tl.load(targets_ptr + row, mask=is_row, other=0)
     x -= tl.max(x, 1)[:, None]
-    powers = tl.where(is_class[None, :], tl.exp(x), 0.0)
-    total = tl.sum(powers, 1)
+    exponentials = tl.where(is_class[None, :], tl.exp(x), 0.0)
+    total = tl.sum(exponentials, 1)
     is_target = columns[None, :] == target[:, None]
-    wanted = tl.where(inside, smoothing / classes + tl.where(is_target, 1.0 - smoothing, 0.0), 0.0)
-    grad = (powers / total[:, None] - wanted) / rows
+    smoothed = tl.where(inside, smoothing / classes + tl.where(is_target, 1.0 - smoothing, 0.0), 0.0)
+    grad = (exponentials / total[:, None] - smoothed) / rows
     tl.store(grad_ptr + row[:, None] * classes + columns[None, :], grad.to(grad_ptr.dtype.element_ty), mask=inside)
-    loss = tl.where(is_row, tl.log(total) - tl.sum(tl.where(inside, wanted * x, 0.0), 1), 0.0)
+    loss = tl.where(is_row, tl.log(total) - tl.sum(tl.where(smoothed > 0.0, smoothed * x, 0.0), 1), 0.0)
     first = tl.min(tl.where(inside & (x == 0.0), columns[None, :], COLUMNS), 1)  # of equal ones, as argmax has it
-    right = tl.where(is_row & (first == target), 1.0, 0.0)
+    correct = tl.where(is_row & (first == target), 1.0, 0.0)
     tl.store(partial_ptr + tl.program_id(0), tl.sum(loss, 0))
-    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(right, 0))
+    tl.store(partial_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(correct, 0))
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float, totals: Ten
     programs = -(-rows // _ROWS)
     partial = torch.empty(2, programs, device=logits.device)
     _cross_entropy[(programs,)](
-        logits, targets, grad, partial, rows, classes, logits.stride(0), smoothing,
+        logits, targets.contiguous(), grad, partial, rows, classes, logits.stride(0), smoothing,
         _ROWS, triton.next_power_of_2(classes),
     )  # fmt: skip
     _count[(1,)](partial, loss, totals, programs, rows, _PARTS)

@@ -56,7 +56,7 @@ def _stack(
 
 @triton.jit
 def _subtract(
-    weight_ptr, turned_ptr, partial_ptr, rate_ptr, count, columns, by_row, by_column, factor, length,
+    weight_ptr, update_ptr, partial_ptr, rate_ptr, count, columns, by_row, by_column, factor, length,
     RESCALES: tl.constexpr, PARTS: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """Brings the weights to Frobenius norm `length`, where it RESCALES, and takes the rate times the update off."""
@@ -65,8 +65,8 @@ def _subtract(
     if RESCALES:
         weight *= length / (tl.sqrt(sum_of(partial_ptr + tl.num_programs(0), tl.num_programs(0), PARTS)) + 1e-12)
     there = place // columns * by_row + place % columns * by_column
-    turned = tl.load(turned_ptr + there, mask=inside, other=0.0).to(tl.float32)
-    tl.store(weight_ptr + place, weight - tl.load(rate_ptr) * factor * turned, mask=inside)
+    update = tl.load(update_ptr + there, mask=inside, other=0.0).to(tl.float32)
+    tl.store(weight_ptr + place, weight - tl.load(rate_ptr) * factor * update, mask=inside)
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
@@ -99,19 +99,19 @@ def stack(matrices: Sequence[tuple[Tensor, Tensor, Tensor]], momentum: float, dt
     return stacked
 
 
-def subtract(weight: Tensor, turned: Tensor, partial: Tensor, rate: Tensor, factor: float, rescale: bool) -> None:
-    """Take rate · factor times the update, at its place `turned` (r, c) of a stack, off the weights.
+def subtract(weight: Tensor, update: Tensor, partial: Tensor, rate: Tensor, factor: float, rescale: bool) -> None:
+    """Take rate · factor times the update, at its place `update` (r, c) of a stack, off the weights.
 
     Args:
         weight: changed in place.
-        turned: where `stack` had the matrix's gradient.
+        update: where `stack` had the matrix's gradient.
         partial: the squares.
         rate: a float32 scalar on the device.
         factor: of the rate.
         rescale: set the weights to Frobenius norm √R before.
     """
     _subtract[_programs(weight)](
-        weight, turned, partial, rate, weight.numel(), weight.shape[1], *_strides(weight, turned), factor,
+        weight, update, partial, rate, weight.numel(), weight.shape[1], *_strides(weight, update), factor,
         math.sqrt(len(weight)), rescale, _PARTS, _TILE,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_tiles import tiling, window_at
+from cifarbench.kernels.gpu_tiles import better, tiling, window_at
 
 
 @triton.jit
@@ -32,9 +32,9 @@ def _pool(
         there = inside & ((y < height) & (x < width))[:, None]
         place = ((image * height + y) * width + x)[:, None] * channels + columns[None, :]
         value = tl.load(x_ptr + place, mask=there, other=float("-inf")).to(tl.float32)
-        better = (value > best) | (value != value)
-        best = tl.where(better, value, best)
-        which = tl.where(better, corner, which)
+        is_better = better(value, best)
+        best = tl.where(is_better, value, best)
+        which = tl.where(is_better, corner, which)
     place = ((image * tall + row) * wide + column)[:, None] * channels + columns[None, :]
     tl.store(y_ptr + place, best.to(y_ptr.dtype.element_ty), mask=inside)
     tl.store(which_ptr + place, which.to(tl.uint8), mask=inside)
@@ -74,7 +74,7 @@ def _largest(x_ptr, y_ptr, images, pixels, channels, ROWS: tl.constexpr, COLUMNS
     for pixel in range(pixels):
         place = (image * pixels + pixel)[:, None] * channels + columns[None, :]
         value = tl.load(x_ptr + place, mask=inside, other=float("-inf")).to(tl.float32)
-        best = tl.where((value > best) | (value != value), value, best)
+        best = tl.where(better(value, best), value, best)
     tl.store(y_ptr + image[:, None] * channels + columns[None, :], best.to(y_ptr.dtype.element_ty), mask=inside)
 
 

@@ -21,14 +21,14 @@ def tiling(x: Tensor, held: int = 1) -> dict[str, int]:
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """How many programs the device works on at once, if each takes a processor to itself."""
+    """The streaming multiprocessors of a GPU; some number on a CPU, for Triton's interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 @functools.cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes that a program may share between its threads."""
-    return int(triton.runtime.driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"])
+    """The shared memory in bytes that a program on a GPU may have; 0 where torch does not know."""
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0)
 
 
 @triton.jit
@@ -44,6 +44,12 @@ def window_at(first, tall, wide, WINDOWS: tl.constexpr):
     """The numbers of WINDOWS windows from `first` on, `tall` · `wide` of an image, and the image, row and column."""
     window = first + tl.arange(0, WINDOWS)
     return window, (window // (tall * wide)).to(tl.int64), window // wide % tall, window % wide
+
+
+@triton.jit
+def better(value, best):
+    """Whether to take `value` for the largest so far: the first of equal ones, and NaN rather than any other."""
+    return (value > best) | (value != value)
 
 
 @triton.jit

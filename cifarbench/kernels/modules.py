@@ -11,7 +11,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cifarbench.kernels import gpu
+from cifarbench.kernels import functions, gpu
 from cifarbench.kernels.convolution import Convolution
 from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
@@ -152,7 +152,7 @@ def _through(modules: list[nn.Module], x: Tensor) -> Tensor:
             act = _act(modules[0]) if modules else None
             modules = modules[1:] if act else modules
             x = module.normalised(x, act or "identity")
-        elif isinstance(module, nn.Conv2d) and modules and _are_one(module, modules[0], x):
+        elif type(module) is nn.Conv2d and modules and _are_one(module, modules[0], x):
             modules = modules[1:]
             x = gpu.ConvPool.apply(x, module.weight, module.training)
         else:
@@ -249,9 +249,7 @@ class Stem(Whitening):
 def _has_own_gradient(module: nn.Module) -> bool:
     """Whether a convolution is of the kind that `weights.c` is for; with few channels it would mostly add zeros."""
     assert isinstance(module, nn.Conv2d)
-    shape = module.kernel_size, module.stride, module.padding, module.dilation, module.groups, module.padding_mode
-    is_plain = shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
-    return is_plain and module.in_channels >= 16 and module.out_channels % 32 == 0
+    return functions.is_plain(module) and module.in_channels >= 16 and module.out_channels % 32 == 0
 
 
 # What a `Chain` takes together with the norm before it.

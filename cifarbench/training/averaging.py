@@ -38,8 +38,12 @@ class Average(AveragedModel):
     def take(self, model: nn.Module) -> None:
         """An update that is not counted."""
         pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        weight = 1.0 if self.starts else 1 - self.decay  # with 1 a copy to the last bit, and in fewer launches than one
-        torch._foreach_lerp_(*_columns([pair for pair in pairs if pair[0].is_floating_point()]), weight)
+        averages, weights = _columns([pair for pair in pairs if pair[0].is_floating_point()])
+        if self.starts:  # by a sum, of which a GPU does many tensors in one launch, and copies one by one
+            torch._foreach_zero_(averages)
+            torch._foreach_add_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
         counters = [pair for pair in pairs if not pair[0].is_floating_point()]
         if counters:
             torch._foreach_copy_(*_columns(counters))
