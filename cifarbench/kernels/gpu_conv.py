@@ -25,7 +25,7 @@ OUTPUTS = 64  # channels of a program, of which theirs are a multiple
 FORWARD = {"WINDOWS": 128, "num_warps": 8, "num_stages": 1}
 BACKWARD = {"WINDOWS": 64, "num_warps": 4, "num_stages": 2}
 _FORWARD_PROGRAMS, _BACKWARD_PROGRAMS = 1, 2  # for each processor, which share the windows
-# Bytes of shared memory that a program may have on the GPUs of data centres since Hopper; FORWARD takes 229,376 of them.
+# Bytes of shared memory that a program may have on the GPUs of data centres since Hopper; FORWARD takes 229,376.
 SHARED_MEMORY = 232_448
 
 
