@@ -12,7 +12,9 @@ import pytest
 import torch
 import torchvision
 
+from cifarbench.config.schema import Cifar10Config, SyntheticConfig
 from cifarbench.data import cifar10
+from cifarbench.data.load import load_images
 from cifarbench.errors import IntegrityError, ResourceError
 
 COUNT = 40  # images in a made-up batch file
@@ -135,6 +137,24 @@ def test_reading_needs_a_folder_that_may_only_be_read(files, tmp_path):
         tmp_path.chmod(0o755)
         folder.chmod(0o755)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_runs_of_one_process_share_what_was_read_until_a_file_is_written_or_gone(files, tmp_path):
+    folder = write(files, tmp_path)
+    config = Cifar10Config(name="cifar10", root=str(tmp_path), download=False, mirrors=())
+    first = load_images(config)
+    assert load_images(config) is first
+    assert load_images(SyntheticConfig(name="synthetic", size=300)) is not first
+    (folder / "data_batch_2").touch()
+    again = load_images(config)
+    assert again is not first
+    assert again.fingerprint == first.fingerprint
+    (folder / "data_batch_2").write_bytes(files["data_batch_2"][:-1] + b"!")
+    with pytest.raises(IntegrityError, match="data_batch_2 has MD5"):
+        load_images(config)
+    (folder / "batches.meta").unlink()
+    with pytest.raises(ResourceError, match=r"batches\.meta"):
+        load_images(config)
 
 
 # --- damage and hostility --------------------------------------------------------------------------------------------

@@ -77,6 +77,16 @@ def missing(folder: Path) -> list[str]:
     return [name for name in (*BATCHES, *META) if not (folder / FOLDER / name).is_file()]
 
 
+def written(root: str | None) -> tuple[tuple[str, int, int], ...] | None:
+    """(path, bytes, time of the last change in ns) of every file; None where one is missing."""
+    paths = [root_folder(root).absolute() / FOLDER / name for name in (*BATCHES, *META)]
+    try:
+        states = [path.stat() for path in paths]
+    except OSError:
+        return None
+    return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in zip(paths, states, strict=True))
+
+
 def check(folder: Path) -> list[tuple[str, str]]:
     """(file, "ok" | "missing" | "altered") for every published file."""
     rows = []
