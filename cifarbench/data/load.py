@@ -23,7 +23,7 @@ def load_images(config: Cifar10Config | SyntheticConfig, say: Callable[[str], No
     if source is None or source not in _last:
         _last.clear()
         found = _read(config, say)
-        _last[_source(config)] = found
+        _last[source or _source(config)] = found  # as it was before: what is written meanwhile is read again
         return found
     return _last[source]
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_tiles import better, processors, window_at
+from cifarbench.kernels.gpu_tiles import better, processors, shared, window_at
 
 SLICE = 128  # numbers that a slice may have: 4 pixels
 FEWEST = 16  # input channels: with less, a slice is mostly zeros
@@ -133,7 +133,7 @@ def conv_pool(x: Tensor, weight: Tensor, keeps: bool) -> tuple[Tensor, Tensor | 
     which = torch.empty_like(y, dtype=torch.uint8) if keeps else None
     windows = images * tall * wide
     blocks = outputs // OUTPUTS
-    programs, share = _shared(windows, _FORWARD_PROGRAMS * processors(x.device) // blocks, FORWARD["WINDOWS"])
+    programs, share = shared(windows, _FORWARD_PROGRAMS * processors(x.device) // blocks, FORWARD["WINDOWS"])
     _pooled[programs, blocks](
         x, _slices(weight, x.dtype), y, y if which is None else which, windows, height, width, tall, wide, outputs,
         share, inputs, keeps, SLICE, OUTPUTS, **FORWARD,
@@ -147,7 +147,7 @@ def weight_gradient(grad: Tensor, which: Tensor, x: Tensor) -> Tensor:
     outputs, tall, wide = grad.shape[1:]
     windows, blocks = images * tall * wide, outputs // OUTPUTS
     among = _BACKWARD_PROGRAMS * processors(x.device) // (3 * blocks)
-    programs, share = _shared(windows, among, BACKWARD["WINDOWS"])
+    programs, share = shared(windows, among, BACKWARD["WINDOWS"])
     partial = torch.empty(programs, 3, 2, SLICE, outputs, device=x.device)
     _weight_sums[3, programs, blocks](
         grad, which, x, partial, windows, height, width, tall, wide, outputs, share, inputs, SLICE, OUTPUTS, **BACKWARD
@@ -156,12 +156,6 @@ def weight_gradient(grad: Tensor, which: Tensor, x: Tensor) -> Tensor:
     rows = left[:, : 3 * inputs] + right[:, inputs : 4 * inputs]
     gradient = rows.view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
     return gradient.contiguous(memory_format=torch.channels_last)
-
-
-def _shared(windows: int, programs: int, each: int) -> tuple[int, int]:
-    """How many programs, of about so many, share the windows, and the windows of one, a multiple of `each`."""
-    share = each * -(-windows // (each * max(programs, 1)))
-    return -(-windows // share), share
 
 
 def _slices(weight: Tensor, dtype: torch.dtype) -> Tensor:

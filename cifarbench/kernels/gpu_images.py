@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cifarbench.kernels.gpu_tiles import activated, slope, tile_at
+from cifarbench.kernels.gpu_tiles import activated, shared, slope, tile_at
 
 _ROWS = 128  # pixels of a tile
 _SUMS = 2048  # programs that share the pixels of a sum
@@ -168,8 +168,7 @@ def whitening_bias_gradient(grad: Tensor, images: Tensor, weight: Tensor, bias: 
     """The gradient (C,) of the bias of `whiten` from that of its output."""
     _, channels, height, width = grad.shape
     pixels = grad.numel() // channels
-    share = _ROWS * -(-pixels // (_ROWS * _SUMS))
-    programs = -(-pixels // share)
+    programs, share = shared(pixels, _SUMS, _ROWS)
     partial = torch.empty(programs, channels, device=grad.device)
     _bias_sums[(programs,)](
         grad, images, weight, bias, partial, pixels, height, width, share, *weight.stride(),

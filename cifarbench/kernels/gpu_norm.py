@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cifarbench.kernels.functions import STORED
-from cifarbench.kernels.gpu_tiles import activated, processors, slope, tile_at, tiling
+from cifarbench.kernels.gpu_tiles import activated, processors, shared, slope, tile_at, tiling
 
 # For each processor, which share the rows of a sum. On an H200 two of eight warps took 0.6 to 0.9 of the time of eight
 # of four (maps of 2 to 11 px, 2,000 images, one measurement each).
@@ -266,8 +266,6 @@ def _shared(x: Tensor) -> tuple[Tensor, tuple[int, int], int, dict[str, int]]:
     """For sums over rows: where the parts go, (2, programs, C), the grid, the rows of a program, and the tile."""
     (rows, channels), tile = _matrix(x), tiling(x)
     blocks = -(-channels // tile["COLUMNS"])
-    tiles = -(-rows // tile["ROWS"])
-    each = -(-tiles // max(_PROGRAMS * processors(x.device) // blocks, 1))
-    programs = -(-tiles // each)
+    programs, share = shared(rows, _PROGRAMS * processors(x.device) // blocks, tile["ROWS"])
     partial = torch.empty(2, programs, channels, device=x.device)
-    return partial, (programs, blocks), each * tile["ROWS"], {**tile, "num_warps": 8}
+    return partial, (programs, blocks), share, {**tile, "num_warps": 8}

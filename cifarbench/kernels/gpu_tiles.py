@@ -19,6 +19,12 @@ def tiling(x: Tensor, held: int = 1) -> dict[str, int]:
     return {"ROWS": max(_TILE // held // columns, 1), "COLUMNS": columns}
 
 
+def shared(count: int, programs: int, each: int) -> tuple[int, int]:
+    """How many programs, so many at most, share the rows of a matrix, and the rows of one, a multiple of `each`."""
+    share = each * -(-count // (each * max(programs, 1)))
+    return -(-count // share), share
+
+
 @functools.cache
 def processors(device: torch.device) -> int:
     """The streaming multiprocessors of a GPU; some number on a CPU, for Triton's interpreter."""

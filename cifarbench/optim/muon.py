@@ -127,16 +127,18 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _buffers(self, parameters: list[Tensor]) -> list[Tensor]:
-        """The momentum of each, zeros at first, in the parameter's memory layout."""
-        found = []
+        """The momentum of each, zeros at first."""
         for parameter in parameters:
-            state = self.state[parameter]
-            buffer = state.get("momentum_buffer")
-            if buffer is None or buffer.stride() != parameter.stride():  # of a state that somebody else has written
-                kept, buffer = buffer, torch.zeros_like(parameter)
-                state["momentum_buffer"] = buffer if kept is None else buffer.copy_(kept)
-            found.append(buffer)
-        return found
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state; its momentum is brought into the memory layout of the parameters, as steps want it."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if "momentum_buffer" in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter).copy_(state["momentum_buffer"])
 
     def _turn(self, parameters: list[Tensor], updates: list[Tensor], group: dict[str, Any], lr: float | Tensor) -> None:
         """Orthogonalise the updates, several at once, and apply them."""
