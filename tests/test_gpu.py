@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import warnings
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -145,13 +146,13 @@ def test_the_fast_recipe_runs_end_to_end(cli, tmp_path, words):
 # --- recorded steps, and our own kernels -----------------------------------------------------------------------------
 
 
-def losses_of(*words: str) -> list[float]:
-    """The losses of four steps in each of SHARES, the batches changing and the rate falling."""
+def losses_of(*words: str, shares: Sequence[float] = SHARES) -> list[float]:
+    """The losses of four steps in each of `shares`, the batches changing and the rate falling."""
     training = prepared(checked(TrainConfig, compose("train", [*words, *GPU])))
     losses = []
-    for index in range(4 * len(SHARES)):
+    for index in range(4 * len(shares)):
         positions = torch.arange(500, device="cuda") + 250 * (index % 8)
-        training.advance(positions, SHARES[index // 4], 0.0)
+        training.advance(positions, shares[index // 4], 0.0)
         losses.append(training.health.unchecked[-1][2])
     return [float(loss) for loss in losses]
 
@@ -161,10 +162,13 @@ def losses_of(*words: str) -> list[float]:
 )
 def test_recorded_steps_and_our_own_kernels_do_what_torch_does_one_by_one(words):
     words = ["data=synthetic", "data.size=4000", "trainer.batch_size=500", *words, "trainer.precision=fp32"]
-    plain = losses_of(*words, "trainer.kernels=torch")
+    torchs = [*words, "trainer.kernels=torch"]
+    plain = losses_of(*torchs)
     assert max(plain) - min(plain) > 0.1, "it learns something"
-    for more in (["trainer.cuda_graphs=true", "trainer.kernels=torch"], ["trainer.cuda_graphs=true"]):
-        assert losses_of(*words, *more) == pytest.approx(plain, rel=0.02), more
+    assert losses_of(*torchs, "trainer.cuda_graphs=true") == pytest.approx(plain, rel=0.02)
+    for share in SHARES:  # each from the first weights: within eight steps a change of 1e-4 in them grows to 2 %
+        ours = losses_of(*words, "trainer.cuda_graphs=true", shares=[share])
+        assert ours == pytest.approx(losses_of(*torchs, shares=[share]), rel=0.005)
 
 
 def test_in_bf16_our_own_kernels_learn_as_torchs_operations_do():

@@ -28,7 +28,8 @@ from processes import Result, script
 from scipy import stats
 from table import fresh
 from table.progress import Entry, seconds_left
-from table.records import read_records, record_of, write_note
+from table.records import COMMITTED, read_records, recipe_of, record_of, write_note
+from table.rows import LIST as ROWS
 from table.rows import PROFILES, Job, Plan, Row, read_rows
 from table.rows import rows_of as rows_in
 from table.standing import Asked, standing
@@ -565,6 +566,15 @@ def test_without_records_the_page_is_absent_or_says_so(table, capsys):
 def test_the_committed_page_is_what_the_committed_records_say(capsys):
     ended = called(results, capsys, "--check")
     assert ended.code == 0, ended.out + ended.err
+
+
+def test_a_committed_record_is_of_the_recipe_that_its_command_composes_now():
+    rows, asked = {row.name: row for row in rows_in(read_rows(ROWS))}, Asked()
+    trained = [record for record in read_records(COMMITTED, "cifar10") if rows[record.row].verb != "baseline"]
+    assert trained
+    for record in trained:
+        now = to_plain(asked.config(Job(rows[record.row], record.profile, record.seed)))
+        assert recipe_of(record.values["config"]) == recipe_of(now), f"{record.path.name}: run it again, or remove it"
 
 
 # --- choosing the epoch on test --------------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ def all_of(lines: Sequence[Line], peeks: Sequence[PeekLine]) -> dict[str, Pictur
         bars = [_bar(line) for line in lines if line.row.group == group]
         if len(bars) > 1:
             found[group] = Picture(f"test accuracy by {group}", bars, comparison)
-    if peeks:
-        runs = [run for peek in peeks for run in _choices(peek)]
+    runs = [run for peek in peeks if peek.line.test.n > 1 for run in _choices(peek)]  # of one there is no mean
+    if runs:
         found["peek"] = Picture("test accuracy by how the epoch is chosen", runs, choices)
     return found
 

@@ -151,15 +151,22 @@ class Record:
     @property
     def recipe(self) -> tuple[Any, ...]:
         """What records must share to be compared: row, profile, command, split, and keys that can change a score."""
-        # Completed, as a config from before a key existed is that of the value which does what was done then.
-        config = complete(self.values["config"])
-        trainer = {name: value for name, value in config.get("trainer", {}).items() if name not in _NEUTRAL}
-        told = json.dumps({**config, "trainer": trainer}, sort_keys=True)
+        told = recipe_of(self.values["config"])
         return self.row, self.profile, self.values["label"], told, self.values["split"]["fingerprint"]
 
     def seconds(self, clock: str) -> float | None:
         """One of the clocks; None where the time was not measured."""
         return (self.values["timing"] or {}).get(clock)
+
+
+def recipe_of(config: dict[str, Any]) -> str:
+    """The keys of a plain config that can change a score, but for seed and images, as one string to compare.
+
+    Completed, as a config from before a key existed is that of the value which does what was done then.
+    """
+    values = {name: value for name, value in complete(config).items() if name not in _NOT_RECIPE}
+    trainer = {name: value for name, value in values.get("trainer", {}).items() if name not in _NEUTRAL}
+    return json.dumps({**values, "trainer": trainer}, sort_keys=True)
 
 
 def read_records(folder: Path, dataset: str) -> list[Record]:
