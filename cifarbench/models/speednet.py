@@ -6,7 +6,7 @@ logits is folded into the last layer's first weights (and, in the experiments, i
 takes maps of any size, for training at lower resolutions.
 
     94 %           widths (64, 256, 256), depth 2
-    95 %           widths (128, 384, 384), depth 2
+    95 %           widths (96, 320, 384), depth 3, residual
     96 %           widths (128, 384, 512), depth 3, residual
 """
 
