@@ -158,7 +158,16 @@ def losses_of(*words: str, shares: Sequence[float] = SHARES) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    "words", [FAST, ["model=vgg"], ["model=resnet"], ["model=efficientnet_lite"], ["augment=strong"]]
+    "words",
+    [
+        FAST,
+        ["model=vgg"],
+        ["model=resnet", "optim=adamw"],
+        ["model=efficientnet_lite"],
+        ["augment=strong"],
+        ["model=simple_cnn", "optim=sgd"],
+        ["model=simple_cnn", "optim=adam", "optim.weight_decay=0.01"],
+    ],
 )
 def test_recorded_steps_and_our_own_kernels_do_what_torch_does_one_by_one(words):
     words = ["data=synthetic", "data.size=4000", "trainer.batch_size=500", *words, "trainer.precision=fp32"]

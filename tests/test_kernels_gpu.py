@@ -191,8 +191,8 @@ def test_muons_kernels_step_as_its_own_operations_do(rescale, filled, monkeypatc
         device, dtype = (DEVICE, torch.float32) if kernels else ("cpu", torch.float64)
         parameters = [torch.nn.Parameter(tensor.detach().clone().to(device, dtype)) for tensor in start]
         optimizer = muon.Muon([{"params": parameters}], 0.1, momentum=0.6, rescale=rescale, dtype=dtype)
-        optimizer.scale, optimizer.kernels = torch.tensor(0.5, device=device, dtype=dtype), kernels and gpu_muon
-        optimizer.param_groups[0]["initial_lr"] = 0.2
+        optimizer.kernels = kernels and gpu_muon
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device=device, dtype=dtype)
         for each in gradients:
             for parameter, gradient in zip(parameters, each, strict=True):
                 parameter.grad = gradient.to(parameter)

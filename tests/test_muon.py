@@ -95,12 +95,10 @@ def reference(weights, gradients, lr, momentum, steps, rescale):
     return weights
 
 
-def rate_on_the_device(optimizer: Muon, scale: float) -> None:
-    """Let the steps take their rate as recorded ones do, of which `scale` is one share and `initial_lr` the other."""
-    optimizer.scale = torch.tensor(scale, dtype=optimizer.param_groups[0]["params"][0].dtype)
+def rate_on_the_device(optimizer: Muon) -> None:
+    """Let the steps take their rate as recorded ones do."""
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"] / scale
-        group["lr"] = float("nan")  # which must not be looked at
+        group["lr"] = torch.tensor(group["lr"], dtype=group["params"][0].dtype)
 
 
 @pytest.mark.parametrize("recorded", [True, False])
@@ -119,7 +117,7 @@ def test_steps_follow_the_formula(shape, rescale, together, recorded, monkeypatc
     monkeypatch.setattr(muon, "_FILLED", 100)
     optimizer = Muon([{"params": [parameter, twin, other]}], 0.1, momentum=0.6, rescale=rescale, dtype=torch.float64)
     if recorded:
-        rate_on_the_device(optimizer, 0.25)
+        rate_on_the_device(optimizer)
     for gradient in gradients:
         parameter.grad, twin.grad, other.grad = gradient, -gradient, other.detach().clone()
         optimizer.step()
@@ -137,7 +135,7 @@ def test_the_other_groups_step_as_torch_sgd_does(recorded):
     muon = Muon([{"params": [ours], "orthogonal": False, **options}], 1.0, momentum=0.1)
     sgd = torch.optim.SGD([theirs], nesterov=True, **options)
     if recorded:
-        rate_on_the_device(muon, 0.25)
+        rate_on_the_device(muon)
     for _ in range(4):
         ours.grad = torch.randn(6, generator=generator)
         theirs.grad = ours.grad.clone()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, rows_of
 from processes import python
 from torch import nn
 
 from cifarbench.commands.hydra_app import compose
 from cifarbench.config.load import load
-from cifarbench.config.schema import TrainConfig
+from cifarbench.config.schema import RECORDED, TrainConfig
 from cifarbench.optim.optimizers import build_optimizer, parameter_groups
+from cifarbench.training.checkpoint import load as load_checkpoint
+from cifarbench.training.replay import Rates
 
 
 def optim_config(*overrides: str):
@@ -114,3 +118,52 @@ def test_a_run_that_compiles_nothing_does_not_load_the_compiler(tmp_path):
     ended = python("-c", COMPILER_LEFT_OUT, "train", *TINY, "trainer.epochs=1", cwd=tmp_path)
     assert ended.code == 0, ended.err
     assert ended.out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_steps_that_take_their_rate_from_the_device_are_those_of_the_schedule(name):
+    generator = torch.Generator().manual_seed(1)
+    config = optim_config(f"optim={name}", "optim.weight_decay=0.01")
+    ours, theirs = copy.deepcopy([small_net()] * 2)
+    optimizers = [build_optimizer(net, config, torch.device("cpu")) for net in (ours, theirs)]
+    rates = Rates(optimizers[0], torch.device("cpu"))
+    for scale in (0.3, 1.0, 0.6, 0.2):
+        for pair in zip(ours.parameters(), theirs.parameters(), strict=True):
+            gradient = torch.randn(pair[0].shape, generator=generator)
+            pair[0].grad, pair[1].grad = gradient, gradient.clone()
+        for group in optimizers[1].param_groups:
+            group["lr"] = group["initial_lr"] * scale
+        rates.set(scale)
+        with rates.lent():
+            optimizers[0].step()
+        optimizers[1].step()
+    for pair in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(*pair)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_run_of_whole_steps_learns_and_saves_its_rates_as_numbers(cli, tmp_path, name):
+    words = [*TINY[:6], *TINY[8:], f"optim={name}", "scheduler=onecycle"]
+    for run, whole in (("whole", True), ("parts", False)):  # on a CPU, which does what would be recorded
+        ended = cli("train", *words, f"trainer.cuda_graphs={whole}", f"hydra.run.dir={run}")
+        assert ended.code == 0, ended.err
+    saved = [load_checkpoint(tmp_path / run / "checkpoints/last.pt")["optimizer"] for run in ("whole", "parts")]
+    assert saved[0]["param_groups"] == saved[1]["param_groups"]
+    first, last = (rows_of(tmp_path / "whole")[index]["train_loss"] for index in (0, -1))
+    assert last < first
+    assert first == pytest.approx(rows_of(tmp_path / "parts")[0]["train_loss"], rel=0.02)
+
+
+def test_rates_on_the_device_follow_the_peaks_of_a_loaded_state_and_are_lent_for_a_step():
+    layer = nn.Linear(3, 2)
+    optimizer = build_optimizer(layer, optim_config("optim=adamw", "optim.lr=0.5"), torch.device("cpu"))
+    rates = Rates(optimizer, torch.device("cpu"))
+    for group, peak in zip(optimizer.param_groups, (0.5, 0.25), strict=True):
+        group["initial_lr"] = peak
+        group["lr"] = 7.0
+    rates.set(0.1)
+    with rates.lent():
+        assert [float(group["lr"]) for group in optimizer.param_groups] == pytest.approx([0.05, 0.025])
+        assert all(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups)
+        assert all(group["capturable"] for group in optimizer.param_groups)
+    assert [(group["lr"], group["capturable"]) for group in optimizer.param_groups] == [(7.0, False)] * 2

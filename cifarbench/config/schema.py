@@ -23,6 +23,7 @@ PLUGINS = "Python files with models of your own, as named when training."
 KERNELS = ("auto", "torch")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+RECORDED = ("muon", "sgd", "adam", "adamw")  # optimizers that can take their rate from the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ class TrainerConfig:
         choices=COMPILE_MODES,
     )
     cuda_graphs: bool = key(
-        "Whether a GPU is given each step of Muon as one CUDA graph, recorded once, and not kernel by kernel.",
+        "Whether a GPU is given each step as one CUDA graph, recorded once, and not kernel by kernel.",
     )
     kernels: str = key(
         "auto: on a CPU with a C compiler, and in CUDA graphs, our own operations where they are faster; torch: never.",
@@ -180,10 +181,10 @@ class TrainConfig:
                 f"`trainer.sizes` is {list(self.trainer.sizes)}, and model={self.model.name} takes images of 32 px "
                 "alone here; set `trainer.sizes=[] trainer.size_until=[]`, or take another model or head."
             )
-        if self.trainer.cuda_graphs and self.optim.name != "muon":
+        if self.trainer.cuda_graphs and self.optim.name not in RECORDED:
             raise ConfigError(
                 f"`trainer.cuda_graphs` is true and `optim.name` {self.optim.name}, whose rate a graph would not see "
-                "change; take optim=muon, or trainer.cuda_graphs=false."
+                f"change; take optim={'|'.join(RECORDED)}, or trainer.cuda_graphs=false."
             )
         if self.scheduler.name == "plateau" and not validates:
             raise ConfigError(

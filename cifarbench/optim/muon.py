@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         groups: parameter groups, each with `orthogonal`, and `lr`, `momentum` and `weight_decay` where they differ.
-        lr: step size.
+        lr: step size; in a group it may be a scalar tensor on the device of the parameters as well.
         momentum: decay of the momentum buffers.
         weight_decay: added to the gradient of groups that are not orthogonal, times the parameter.
         steps: Newton-Schulz steps.
@@ -101,10 +101,8 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "steps": steps, "rescale": rescale}
         super().__init__(groups, {**defaults, "orthogonal": True})
         self.dtype = dtype
-        # Where it is a scalar on the device, a step's rate is `initial_lr` times it, not `lr`: for recorded steps, in
-        # which a number of Python's would stay what it was.
-        self.scale: Tensor | None = None
-        self.kernels: Any = None  # the functions of `kernels/gpu_muon.py`, for matrices on a GPU; beside `scale`
+        # The functions of `kernels/gpu_muon.py`, for matrices on a GPU where `lr` is a scalar there.
+        self.kernels: Any = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -115,8 +113,8 @@ class Muon(torch.optim.Optimizer):
             if parameters:
                 gradients: list[Tensor] = [parameter.grad for parameter in parameters]
                 buffers = self._buffers(parameters)
-                lr = group["lr"] if self.scale is None else group["initial_lr"] * self.scale
-                if group["orthogonal"] and self.kernels:
+                lr = group["lr"]
+                if group["orthogonal"] and self.kernels and isinstance(lr, Tensor):
                     self._turn_by_kernels(parameters, gradients, buffers, group, lr)
                 elif group["orthogonal"]:
                     self._turn(parameters, _nesterov(gradients, buffers, group["momentum"]), group, lr)
@@ -154,10 +152,9 @@ class Muon(torch.optim.Optimizer):
 
     def _turn_by_kernels(
         self, parameters: list[Tensor], gradients: list[Tensor], buffers: list[Tensor], group: dict[str, Any],
-        lr: float | Tensor,
+        lr: Tensor,
     ) -> None:  # fmt: skip
         """All that a step does to matrices, their momentum included, in few passes over them."""
-        assert isinstance(lr, Tensor)
         momentum = group["momentum"]
         triples = [
             (_matrix(gradient, parameter), _matrix(buffer, parameter), _matrix(parameter, parameter))

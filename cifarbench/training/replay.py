@@ -7,7 +7,8 @@ On a fast GPU the hundreds of short operations of a small network's step take le
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -50,6 +51,41 @@ class Replay:
                 return self.work(images, targets)
             self._graphs[key] = _Graph(self.work, images, targets)
         return self._graphs[key](images, targets)
+
+
+class Rates:
+    """The learning rates of an optimizer's groups as numbers on the device, as a number of Python's would be recorded.
+
+    The groups keep their own, for reports and checkpoints; those here are 0 until they are set.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self.groups = optimizer.param_groups
+        self._peaks = [group["initial_lr"] for group in self.groups]
+        self._peaks_there = torch.tensor(self._peaks, device=device)
+        self._there = torch.zeros_like(self._peaks_there)
+
+    def set(self, scale: float) -> None:
+        """Make each rate this part of its group's `initial_lr`."""
+        peaks = [group["initial_lr"] for group in self.groups]
+        if peaks != self._peaks:  # a checkpoint's
+            self._peaks, self._peaks_there = peaks, torch.tensor(peaks, device=self._there.device)
+        torch.mul(self._peaks_there, scale, out=self._there)
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Within it, the groups' `lr` are the scalars on the device, and Adam is told that it may be recorded."""
+        names = {"lr", "capturable"}
+        kept = [{name: value for name, value in group.items() if name in names} for group in self.groups]
+        for group, rate in zip(self.groups, self._there, strict=True):
+            group["lr"] = rate
+            if "capturable" in group:
+                group["capturable"] = True
+        try:
+            yield
+        finally:
+            for group, values in zip(self.groups, kept, strict=True):
+                group.update(values)
 
 
 class _Graph:

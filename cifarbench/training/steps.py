@@ -27,7 +27,7 @@ from cifarbench.training.averaging import Average
 from cifarbench.training.feed import Feed
 from cifarbench.training.health import Health
 from cifarbench.training.phases import Phases
-from cifarbench.training.replay import Replay, records_steps
+from cifarbench.training.replay import Rates, Replay, records_steps
 from cifarbench.training.setting import Progress, Setting
 from cifarbench.training.sync_norm import synchronise_norms
 
@@ -62,17 +62,13 @@ class Steps:
         self.progress = Progress()
         self.totals = torch.zeros(3, dtype=widest_float(setting.compute.device), device=setting.compute.device)
         self.health = Health(setting.compute.device)
-        self.replay = self._replay() if records_steps(trainer, setting.compute, setting.world.size) else None
-
-    def _replay(self) -> Replay:
-        """What takes whole steps; their learning rate is a number on the device from now on."""
-        assert isinstance(self.optimizer, Muon)
-        self.optimizer.scale = torch.zeros((), device=self.setting.compute.device)
-        if self.gpu_kernels:
+        is_recorded = records_steps(trainer, setting.compute, setting.world.size)
+        self.replay = Replay(self._whole_step) if is_recorded else None
+        self.rates = Rates(self.optimizer, setting.compute.device) if is_recorded else None
+        if is_recorded and self.gpu_kernels and isinstance(self.optimizer, Muon):
             from cifarbench.kernels import gpu_muon  # which needs Triton
 
             self.optimizer.kernels = gpu_muon
-        return Replay(self._whole_step)
 
     def step(self, positions: Tensor, lr: float, share: float) -> Tensor:
         """One optimizer step at `share` of the run on the images at `positions`, (B,) int64; returns its mean loss."""
@@ -101,8 +97,10 @@ class Steps:
 
     def _whole_step(self, images: Tensor, targets: Tensor) -> Tensor:
         """All that a step does on the device with its batch, which is one pass; returns the mean loss."""
+        assert self.rates is not None
         loss = self._accumulate(images, targets, len(images))
-        self._update()
+        with self.rates.lent():
+            self._update()
         return loss
 
     def _accumulate(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
@@ -141,11 +139,11 @@ class Steps:
         return self._rate()
 
     def scale_rates(self, scale: float) -> None:
-        """Set every learning rate to this part of its peak, and the number that recorded steps read."""
+        """Set every learning rate to this part of its peak."""
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * scale
-        if isinstance(self.optimizer, Muon) and self.optimizer.scale is not None:
-            self.optimizer.scale.fill_(scale)
+        if self.rates:
+            self.rates.set(scale)
 
     def _rate(self) -> float:
         """The learning rate now, that of the first group: read from the optimizer, whose state outlives a kill."""

@@ -82,8 +82,7 @@ def _rehearse(training: Training, count: int) -> None:
     first, last = positions[:size], positions[(training.length.steps_per_epoch - 1) * size :][:size]
     batches = [first] if training.trainer.overfit_batch or len(last) == len(first) else [first, last]
     training.model.train()
-    for group in training.optimizer.param_groups:
-        group["lr"] = 0.0
+    training.scale_rates(0.0)
     for share in training.phases.starts:
         for batch in batches:
             for _ in range(count):
