@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +199,50 @@ def test_images_side_by_side_have_the_convolution_of_each(images, height, width,
     assert wide.shape == (-(-images // together), 6, height, together * (width + 1))
     found = convolution.apart(wide, images, width)
     torch.testing.assert_close(found, F.conv2d(x, weight, padding=1), rtol=1e-12, atol=1e-12)
+
+
+FEW = [
+    nn.Conv2d(3, 32, 3, padding=1, bias=False),
+    nn.Conv2d(3, 24, 2),
+    nn.Conv2d(8, 5, (3, 1), stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
+]
+
+
+@needs_compiler
+@pytest.mark.parametrize("layer", FEW, ids=str)
+def test_a_convolution_of_few_channels_has_the_gradients_of_float64_and_one_thread_for_its_weight(layer, monkeypatch):
+    few, true, counts = copy.deepcopy(layer), copy.deepcopy(layer).bfloat16().double(), []
+    few.__class__ = modules._own_conv(few, SimpleNamespace(has_tiles=lambda: 0))
+    x = drawn(9, layer.in_channels, 12, 11).requires_grad_()
+    exact = x.detach().bfloat16().double().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = few(x)
+    grad = drawn(*y.shape, seed=1, dtype=torch.bfloat16) - 1
+    gradients, before = convolution._gradients, torch.get_num_threads()
+    monkeypatch.setattr(
+        convolution, "_gradients", lambda *words: counts.append(torch.get_num_threads()) or gradients(*words)
+    )
+    torch.set_num_threads(3)
+    try:
+        y.backward(grad)
+        assert (counts, torch.get_num_threads()) == ([3, 1], 3)
+    finally:
+        torch.set_num_threads(before)
+    true(exact).backward(grad.double())
+    for ours, theirs in zip((x, *few.parameters()), (exact, *true.parameters()), strict=True):
+        assert ours.grad.dtype == torch.float32
+        assert distance(ours.grad, theirs.grad) < 5e-3
+
+
+def test_convolutions_become_what_the_cpu_gains_from():
+    few, many = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+    amx, none = (SimpleNamespace(has_tiles=lambda value=value: value) for value in (1, 0))
+    found = [modules._own_conv(conv, library) for library in (amx, none, None) for conv in (few, many)]
+    assert found == [None, modules.Conv, modules.SmallConv, None, None, None]
+    others = [
+        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(3, 8, 3, padding_mode="reflect")
+    ]  # fmt: skip
+    assert [modules._own_conv(other, none) for other in others] == [None] * 3
 
 
 @needs_amx

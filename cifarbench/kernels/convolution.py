@@ -1,8 +1,12 @@
-"""3x3 convolutions of stride 1 with zero padding 1 in bfloat16, for CPUs with AMX.
+"""Convolutions in bfloat16 on CPUs.
 
-The weight gradient is that of `weights.c`. The other products are torch's, but for small maps with many channels: torch
-goes through the weights once an image, and where they do not fit into a core's cache that is most of the time. Images
-put side by side, each with a column of zeros after it, are one wide map with the same products in it.
+With AMX: 3x3 ones of stride 1 with zero padding 1. The weight gradient is that of `weights.c`. The other products are
+torch's, but for small maps with many channels: torch goes through the weights once an image, and where they do not fit
+into a core's cache that is most of the time. Images put side by side, each with a column of zeros after it, are one
+wide map with the same products in it.
+
+Without AMX: those of few channels. The threads of torch's weight gradient wait for each other after every image there,
+and they spin: where another process has one of the cores, each wait is as long as that process may keep it.
 
 Maps are (N, C, H, W) bfloat16 in channels_last memory.
 """
@@ -13,10 +17,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from cifarbench.kernels.functions import LAYOUT, at, library_for
+
+_gradients = torch.ops.aten.convolution_backward
 
 TOGETHER = 16
 # Measured for 128 to 768 channels, batches of 256, on two cores with 2 MiB of cache each.
@@ -48,6 +54,40 @@ class Convolution(torch.autograd.Function):
         return dx, weight_gradient(grad, x) if by_weight else None, dbias
 
 
+class FewChannels(torch.autograd.Function):
+    """Any convolution of one group with torch's gradients; one thread works out that of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
+        """(N, C, H, W) bfloat16 to (N, K, H', W') by weights and a bias in float32, with the strides of `module`."""
+        rounded = weight.to(x.dtype)
+        ctx.save_for_backward(x, rounded)
+        ctx.windows = module.stride, module.padding, module.dilation
+        return torch.conv2d(x, rounded, None if bias is None else bias.to(x.dtype), *ctx.windows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        """The gradients of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        by_input, by_weight, by_bias, _ = ctx.needs_input_grad
+        stride, padding, dilation = map(list, ctx.windows)
+
+        def gradients(*mask: bool) -> list[Tensor | None]:
+            words = [len(weight)], stride, padding, dilation, False, [0, 0], 1, list(mask)
+            found: list[Tensor | None] = _gradients(grad, x, weight, *words)
+            return found
+
+        dx = gradients(True, False, False)[0] if by_input else None
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            _, dweight, dbias = gradients(False, by_weight, by_bias)
+        finally:
+            torch.set_num_threads(threads)
+        return dx, None if dweight is None else dweight.float(), None if dbias is None else dbias.float(), None
+
+
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(N, C, H, W) to (N, K, H, W) by weights (K, C, 3, 3) and a bias (K,), all bfloat16."""
     return _in_wide_maps(lambda maps: torch.conv2d(maps, weight, bias, padding=1), x, weight)
@@ -60,7 +100,7 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
         images, _, height, width = maps.shape
         shape = torch.empty((images, weight.shape[1], height, width), dtype=maps.dtype, memory_format=LAYOUT)
         one, mask = [1, 1], [True, False, False]
-        return torch.ops.aten.convolution_backward(maps, shape, weight, None, one, one, one, False, [0, 0], 1, mask)[0]
+        return _gradients(maps, shape, weight, None, one, one, one, False, [0, 0], 1, mask)[0]
 
     return _in_wide_maps(gradient, grad, weight)
 

@@ -6,13 +6,13 @@ state dicts stay as they were.
 
 from __future__ import annotations
 
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from cifarbench.kernels import functions, gpu
-from cifarbench.kernels.convolution import Convolution
+from cifarbench.kernels.convolution import Convolution, FewChannels
 from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
 from cifarbench.models import layers
@@ -37,18 +37,26 @@ def use_kernels(model: nn.Module, device: torch.device, precision: str) -> bool:
     if not are_there(device, precision):
         return False
     library = load(precision == "bf16") if device.type == "cpu" else None
-    has_tiles = library is not None and bool(library.has_tiles())
     for module in model.modules():
-        found = _OWN.get(type(module))
-        if found is not None and _is_of_the_kind(module, has_tiles):
+        found = _own_conv(module, library) if type(module) is nn.Conv2d else _OWN.get(type(module))
+        if found is not None and _is_of_the_kind(module):
             module.__class__ = found
     return True
 
 
-def _is_of_the_kind(module: nn.Module, has_tiles: bool) -> bool:
+def _own_conv(conv: nn.Conv2d, library: Any) -> type[nn.Conv2d] | None:
+    """What a convolution becomes on a CPU, of which there is the `library`; None where torch's is as good."""
+    is_small = conv.in_channels < _MANY
+    if library is None:
+        return None
+    if library.has_tiles():  # with few channels the products there would mostly add zeros
+        return Conv if functions.is_plain(conv) and not is_small and conv.out_channels % 32 == 0 else None
+    is_usual = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+    return SmallConv if is_small and is_usual else None
+
+
+def _is_of_the_kind(module: nn.Module) -> bool:
     """Whether a module's options are those that the kernels are for."""
-    if isinstance(module, nn.Conv2d):
-        return has_tiles and _has_own_gradient(module)
     if isinstance(module, nn.MaxPool2d):
         shape = module.kernel_size, module.stride, module.padding, module.dilation, module.return_indices
         return shape == (2, 2, 0, 1, False)
@@ -231,6 +239,18 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
 
+class SmallConv(nn.Conv2d):
+    """Convolution of few channels whose threads do not wait for each other; on a CPU, in training in bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K, H', W')."""
+        is_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if is_bf16 and self.training and _takes(self, x, "cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return FewChannels.apply(x.to(torch.bfloat16), self.weight, self.bias, self)
+        return super().forward(x)
+
+
 class Stem(Whitening):
     """Whitening with its activation in one pass over the images; on a GPU."""
 
@@ -246,11 +266,7 @@ class Stem(Whitening):
         return gpu.Whiten.apply(images, self.weight, self.bias, act, dtype)
 
 
-def _has_own_gradient(module: nn.Module) -> bool:
-    """Whether a convolution is of the kind that `weights.c` is for; with few channels it would mostly add zeros."""
-    assert isinstance(module, nn.Conv2d)
-    return functions.is_plain(module) and module.in_channels >= 16 and module.out_channels % 32 == 0
-
+_MANY = 16  # input channels, from which on torch's threads share the weight's gradient without waiting
 
 # What a `Chain` takes together with the norm before it.
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", Gelu: "gelu", Silu: "silu"}
@@ -263,6 +279,5 @@ _OWN: dict[type[nn.Module], type[nn.Module]] = {
     nn.SiLU: Silu,
     nn.MaxPool2d: Pool,
     layers.GlobalMax: GlobalMax,
-    nn.Conv2d: Conv,
     Whitening: Stem,
 }
