@@ -20,7 +20,7 @@ from cifarbench.commands.hydra_app import compose
 from cifarbench.config.augment import AugmentConfig
 from cifarbench.config.keys import build
 from cifarbench.config.load import load as checked
-from cifarbench.config.schema import TrainConfig
+from cifarbench.config.schema import RECORDED, TrainConfig
 from cifarbench.data.augment import Augment
 from cifarbench.data.batches import epoch_order
 from cifarbench.data.load import load_images
@@ -40,6 +40,7 @@ pytestmark = [
 SHARES = (0.1, 0.5, 0.9)  # of the run: the fast recipe has another size in each
 GPU = ["trainer.device=cuda", "trainer.tensorboard=false"]
 FAST = ["experiment=speed94", "data=synthetic", "data.size=4000", "trainer.batch_size=500", "trainer.micro_batch=null"]
+SIMPLE = ["data=synthetic", "data.size=4000", "trainer.batch_size=500", "model=simple_cnn"]
 UNTIMED = ["trainer.untimed_steps=3", "trainer.checkpoint_epochs=0", "trainer.report=false"]
 
 
@@ -147,7 +148,7 @@ def test_the_fast_recipe_runs_end_to_end(cli, tmp_path, words):
 
 
 def losses_of(*words: str, shares: Sequence[float] = SHARES) -> list[float]:
-    """The losses of four steps in each of `shares`, the batches changing and the rate falling."""
+    """The losses of four steps at each of `shares`, the batches changing; the rate falls from one to the next."""
     training = prepared(checked(TrainConfig, compose("train", [*words, *GPU])))
     losses = []
     for index in range(4 * len(shares)):
@@ -180,6 +181,27 @@ def test_recorded_steps_and_our_own_kernels_do_what_torch_does_one_by_one(words)
         assert ours == pytest.approx(losses_of(*torchs, shares=[share]), rel=0.005)
 
 
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["", "went on"])
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_recorded_step_sees_its_rate_change(name, is_loaded):
+    words = [*SIMPLE, *GPU, f"optim={name}", "trainer.cuda_graphs=true"]
+    training = prepared(checked(TrainConfig, compose("train", words)))
+    positions = torch.arange(500, device="cuda")
+    if is_loaded:
+        training.optimizer.load_state_dict(training.optimizer.state_dict())
+    for _ in range(4):
+        training.advance(positions, 0.5, 0.0)
+    assert len(training.replay._graphs) == 1
+    weights, moved = [parameter.detach() for parameter in training.model.parameters()], []
+    for scale in (0.0, 1.0):
+        before = [weight.clone() for weight in weights]
+        training.factor = lambda share, scale=scale: scale
+        training.advance(positions, 0.5, 0.0)
+        moved.append(max(float((weight - was).abs().max()) for weight, was in zip(weights, before, strict=True)))
+    assert moved[0] < 1e-5 < 1e-3 < moved[1], "Muon brings matrices to their norm at any rate"
+    assert len(training.replay._graphs) == 1
+
+
 def test_in_bf16_our_own_kernels_learn_as_torchs_operations_do():
     plain, ours = (
         losses_of(*FAST, "trainer.cuda_graphs=true", f"trainer.kernels={kind}") for kind in ("torch", "auto")
@@ -197,10 +219,11 @@ def test_the_fast_recipe_is_recorded_with_a_graph_for_each_phase():
     assert training.ema.n_averaged == 5, "the copy of the last step before 60 %, and four"
 
 
-def test_steps_before_the_clock_leave_no_trace_in_what_was_recorded(cli, tmp_path):
+@pytest.mark.parametrize("words", [FAST, [*SIMPLE, "optim=sgd"], [*SIMPLE, "optim=adamw"]])
+def test_steps_before_the_clock_leave_no_trace_in_what_was_recorded(cli, tmp_path, words):
+    words = [*words, *GPU, "trainer.cuda_graphs=true", "trainer.precision=fp32", "trainer.epochs=2"]
     for name, count in (("with", 3), ("without", 0)):
-        words = ["trainer.cuda_graphs=true", f"trainer.untimed_steps={count}", "trainer.precision=fp32"]
-        assert cli("train", *FAST, *GPU, *words, "trainer.epochs=2", f"hydra.run.dir={name}").code == 0
+        assert cli("train", *words, f"trainer.untimed_steps={count}", f"hydra.run.dir={name}").code == 0
     rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("with", "without")]
     assert rows[0]["train_loss"] == pytest.approx(rows[1]["train_loss"], rel=0.01)
 

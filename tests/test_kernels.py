@@ -208,41 +208,98 @@ FEW = [
 ]
 
 
-@needs_compiler
+NO_AMX, AMX = (SimpleNamespace(has_tiles=lambda value=value: value) for value in (0, 1))
+
+
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def of_few_channels(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer with the gradients of a CPU without AMX."""
+    few = copy.deepcopy(layer)
+    few.__class__ = modules._own_conv(few, NO_AMX)
+    return few
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", ""])
 @pytest.mark.parametrize("layer", FEW, ids=str)
-def test_a_convolution_of_few_channels_has_the_gradients_of_float64_and_one_thread_for_its_weight(layer, monkeypatch):
-    few, true, counts = copy.deepcopy(layer), copy.deepcopy(layer).bfloat16().double(), []
-    few.__class__ = modules._own_conv(few, SimpleNamespace(has_tiles=lambda: 0))
-    x = drawn(9, layer.in_channels, 12, 11).requires_grad_()
-    exact = x.detach().bfloat16().double().requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = few(x)
-    grad = drawn(*y.shape, seed=1, dtype=torch.bfloat16) - 1
-    gradients, before = convolution._gradients, torch.get_num_threads()
+def test_a_convolution_of_few_channels_has_the_gradients_of_float64_and_one_thread_for_its_weight(
+    layer, first, three_threads, monkeypatch
+):
+    few, true, counts = of_few_channels(layer), copy.deepcopy(layer).bfloat16().double(), []
+    x = drawn(9, layer.in_channels, 12, 11).requires_grad_(not first)
+    exact = x.detach().bfloat16().double().requires_grad_(not first)
+    gradients = convolution._gradients
     monkeypatch.setattr(
         convolution, "_gradients", lambda *words: counts.append(torch.get_num_threads()) or gradients(*words)
     )
-    torch.set_num_threads(3)
-    try:
-        y.backward(grad)
-        assert (counts, torch.get_num_threads()) == ([3, 1], 3)
-    finally:
-        torch.set_num_threads(before)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = few(x)
+    grad = drawn(*y.shape, seed=1, dtype=torch.bfloat16) - 1
+    y.backward(grad)
     true(exact).backward(grad.double())
-    for ours, theirs in zip((x, *few.parameters()), (exact, *true.parameters()), strict=True):
+    assert (counts, torch.get_num_threads()) == ([1] if first else [3, 1], 3)
+    given = [] if first else [(x, exact)]
+    for ours, theirs in (*given, *zip(few.parameters(), true.parameters(), strict=True)):
         assert ours.grad.dtype == torch.float32
         assert distance(ours.grad, theirs.grad) < 5e-3
 
 
-def test_convolutions_become_what_the_cpu_gains_from():
+def test_a_convolution_of_few_channels_gives_the_threads_back_and_asks_for_no_gradient_that_nobody_wants(
+    three_threads, monkeypatch
+):
+    few, x = of_few_channels(FEW[0]), drawn(2, 3, 6, 6).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        free, frozen = few(x), few.requires_grad_(False)(x)
+    frozen.sum().backward()
+    assert few.weight.grad is None
+
+    def fails(*words):
+        raise MemoryError
+
+    monkeypatch.setattr(convolution, "_gradients", fails)
+    few.requires_grad_()
+    with pytest.raises(MemoryError):
+        free.sum().backward()
+    assert torch.get_num_threads() == 3
+
+
+def test_a_convolution_of_few_channels_is_torchs_where_no_weight_is_trained_in_bf16(monkeypatch):
+    plain, few, x = FEW[0], of_few_channels(FEW[0]), drawn(2, 3, 6, 6)
+    monkeypatch.setattr(modules.FewChannels, "apply", lambda *words: pytest.fail("not torch's"))
+    assert torch.equal(few(x), plain(x))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(few.eval()(x), plain(x))
+        few.train()
+        with torch.no_grad():
+            assert torch.equal(few(x), plain(x))
+        assert torch.equal(few(x[0]), plain(x[0]))
+        few.register_forward_hook(lambda *words: None)
+        assert torch.equal(few(x), plain(x))
+
+
+@needs_compiler
+def test_a_network_of_bf16_works_with_the_convolutions_that_its_cpu_gains_from(monkeypatch):
     few, many = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
-    amx, none = (SimpleNamespace(has_tiles=lambda value=value: value) for value in (1, 0))
-    found = [modules._own_conv(conv, library) for library in (amx, none, None) for conv in (few, many)]
-    assert found == [None, modules.Conv, modules.SmallConv, None, None, None]
+    found = [modules._own_conv(conv, library) for library in (AMX, NO_AMX, None) for conv in (few, many)]
+    assert found == [None, modules.Conv, modules.FewChannelsConv, None, None, None]
     others = [
         nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(3, 8, 3, padding_mode="reflect")
     ]  # fmt: skip
-    assert [modules._own_conv(other, none) for other in others] == [None] * 3
+    assert [modules._own_conv(other, NO_AMX) for other in others] == [None] * 3
+    monkeypatch.setattr(modules, "_own_conv", lambda conv, library, own=modules._own_conv: own(conv, NO_AMX))
+    net = resnet()
+    assert use_kernels(net, CPU, "bf16")
+    kinds = [type(module) for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert kinds[0] is modules.FewChannelsConv
+    assert set(kinds[1:]) == {nn.Conv2d}
+    monkeypatch.setattr(modules.torch, "get_num_threads", lambda: 9)
+    assert modules._own_conv(few, NO_AMX) is None
 
 
 @needs_amx

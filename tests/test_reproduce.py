@@ -570,11 +570,13 @@ def test_the_committed_page_is_what_the_committed_records_say(capsys):
 
 def test_a_committed_record_is_of_the_recipe_that_its_command_composes_now():
     rows, asked = {row.name: row for row in rows_in(read_rows(ROWS))}, Asked()
-    trained = [record for record in read_records(COMMITTED, "cifar10") if rows[record.row].verb != "baseline"]
-    assert trained
-    for record in trained:
-        now = to_plain(asked.config(Job(rows[record.row], record.profile, record.seed)))
-        assert recipe_of(record.values["config"]) == recipe_of(now), f"{record.path.name}: run it again, or remove it"
+    records = read_records(COMMITTED, "cifar10")
+    assert records
+    for record in records:
+        job, remedy = Job(rows[record.row], record.profile, record.seed), f"{record.path.name}: run again, or remove it"
+        assert record.profile in job.row.plans, remedy
+        now = recipe_of(to_plain(asked.config(job)))
+        assert (record.values["label"], recipe_of(record.values["config"])) == (job.label, now), remedy
 
 
 # --- choosing the epoch on test --------------------------------------------------------------------------------------

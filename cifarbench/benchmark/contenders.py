@@ -81,7 +81,8 @@ class Contender:
                 with self.compute.autocast():
                     logits = training.forward(images).float()
                 (F.cross_entropy(logits, targets, reduction="sum") / len(self.batch)).backward()
-            training.optimizer.step()
+            with training.lent_rates():
+                training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
 
         return self._timed(step, steps)
@@ -101,7 +102,7 @@ class Contender:
                 logits = self._logits(images)
             with self._timer("backward", spent):
                 (F.cross_entropy(logits, targets[positions], reduction="sum") / len(self.batch)).backward()
-        with self._timer("optimizer", spent):
+        with self._timer("optimizer", spent), training.lent_rates():
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
 

@@ -184,7 +184,7 @@ class TrainConfig:
         if self.trainer.cuda_graphs and self.optim.name not in RECORDED:
             raise ConfigError(
                 f"`trainer.cuda_graphs` is true and `optim.name` {self.optim.name}, whose rate a graph would not see "
-                f"change; take optim={'|'.join(RECORDED)}, or trainer.cuda_graphs=false."
+                f"change; take one of {', '.join(RECORDED)}, or trainer.cuda_graphs=false."
             )
         if self.scheduler.name == "plateau" and not validates:
             raise ConfigError(

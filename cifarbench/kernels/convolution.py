@@ -5,8 +5,9 @@ torch's, but for small maps with many channels: torch goes through the weights o
 into a core's cache that is most of the time. Images put side by side, each with a column of zeros after it, are one
 wide map with the same products in it.
 
-Without AMX: those of few channels. The threads of torch's weight gradient wait for each other after every image there,
-and they spin: where another process has one of the cores, each wait is as long as that process may keep it.
+Without AMX: those of few channels. The threads of torch's weight gradient wait for each other after every image there
+(seen with 3, 4 and 8 channels and not with 16, on AVX512-BF16, torch 2.14.1), and they spin: where another process has
+one of the cores, each wait is as long as that process may keep it.
 
 Maps are (N, C, H, W) bfloat16 in channels_last memory.
 """
@@ -17,11 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cifarbench.kernels.functions import LAYOUT, at, library_for
 
+Pair = tuple[int, ...]
 _gradients = torch.ops.aten.convolution_backward
 
 TOGETHER = 16
@@ -55,37 +57,35 @@ class Convolution(torch.autograd.Function):
 
 
 class FewChannels(torch.autograd.Function):
-    """Any convolution of one group with torch's gradients; one thread works out that of the weight."""
+    """Any convolution of one group with torch's gradients; one thread works out those of the weight and the bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, module: nn.Conv2d) -> Tensor:
-        """(N, C, H, W) bfloat16 to (N, K, H', W') by weights and a bias in float32, with the strides of `module`."""
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair
+    ) -> Tensor:
+        """(N, C, H, W) bfloat16 to (N, K, H', W') by weights and a bias in float32."""
         rounded = weight.to(x.dtype)
         ctx.save_for_backward(x, rounded)
-        ctx.windows = module.stride, module.padding, module.dilation
-        return torch.conv2d(x, rounded, None if bias is None else bias.to(x.dtype), *ctx.windows)
+        ctx.geometry = stride, padding, dilation
+        return torch.conv2d(x, rounded, None if bias is None else bias.to(x.dtype), stride, padding, dilation)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of x, weight and bias."""
         x, weight = ctx.saved_tensors
-        by_input, by_weight, by_bias, _ = ctx.needs_input_grad
-        stride, padding, dilation = map(list, ctx.windows)
-
-        def gradients(*mask: bool) -> list[Tensor | None]:
-            words = [len(weight)], stride, padding, dilation, False, [0, 0], 1, list(mask)
-            found: list[Tensor | None] = _gradients(grad, x, weight, *words)
-            return found
-
-        dx = gradients(True, False, False)[0] if by_input else None
+        by_input, by_weight, by_bias, *_ = ctx.needs_input_grad
+        given = grad, x, weight, [len(weight)], *map(list, ctx.geometry), False, [0, 0], 1
+        dx = _gradients(*given, [True, False, False])[0] if by_input else None
+        if not (by_weight or by_bias):
+            return dx, *[None] * 5
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            _, dweight, dbias = gradients(False, by_weight, by_bias)
+            _, *found = _gradients(*given, [False, by_weight, by_bias])
         finally:
             torch.set_num_threads(threads)
-        return dx, None if dweight is None else dweight.float(), None if dbias is None else dbias.float(), None
+        return dx, *(None if gradient is None else gradient.float() for gradient in found), *[None] * 3
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -18,6 +18,9 @@ from cifarbench.kernels.library import load
 from cifarbench.models import layers
 from cifarbench.models.whitening import Whitening
 
+_MANY = 16  # input channels
+_FEW_THREADS = 8  # with more, what one thread does alone would be a large part of a step
+
 
 def are_there(device: torch.device, precision: str) -> bool:
     """Whether there are operations of our own for passes in `precision` on `device`."""
@@ -45,14 +48,14 @@ def use_kernels(model: nn.Module, device: torch.device, precision: str) -> bool:
 
 
 def _own_conv(conv: nn.Conv2d, library: Any) -> type[nn.Conv2d] | None:
-    """What a convolution becomes on a CPU, of which there is the `library`; None where torch's is as good."""
-    is_small = conv.in_channels < _MANY
+    """What a convolution becomes, None where it stays torch's; `library` is the CPU's, None on a GPU."""
     if library is None:
         return None
+    has_few = conv.in_channels < _MANY
     if library.has_tiles():  # with few channels the products there would mostly add zeros
-        return Conv if functions.is_plain(conv) and not is_small and conv.out_channels % 32 == 0 else None
+        return Conv if functions.is_plain(conv) and not has_few and conv.out_channels % 32 == 0 else None
     is_usual = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return SmallConv if is_small and is_usual else None
+    return FewChannelsConv if has_few and is_usual and torch.get_num_threads() <= _FEW_THREADS else None
 
 
 def _is_of_the_kind(module: nn.Module) -> bool:
@@ -239,15 +242,16 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
 
-class SmallConv(nn.Conv2d):
-    """Convolution of few channels whose threads do not wait for each other; on a CPU, in training in bfloat16."""
+class FewChannelsConv(nn.Conv2d):
+    """Convolution of few input channels whose threads do not wait for each other; on a CPU, in training in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H', W')."""
         is_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if is_bf16 and self.training and _takes(self, x, "cpu"):
             with torch.autocast("cpu", enabled=False):
-                return FewChannels.apply(x.to(torch.bfloat16), self.weight, self.bias, self)
+                geometry = self.stride, self.padding, self.dilation
+                return FewChannels.apply(x.to(torch.bfloat16), self.weight, self.bias, *geometry)
         return super().forward(x)
 
 
@@ -265,8 +269,6 @@ class Stem(Whitening):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else images.dtype
         return gpu.Whiten.apply(images, self.weight, self.bias, act, dtype)
 
-
-_MANY = 16  # input channels, from which on torch's threads share the weight's gradient without waiting
 
 # What a `Chain` takes together with the norm before it.
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.ReLU: "relu", Gelu: "gelu", Silu: "silu"}

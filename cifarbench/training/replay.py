@@ -22,9 +22,10 @@ _WARM_UPS = 2  # steps of a kind before it is recorded: kernels are chosen and c
 
 def records_steps(trainer: TrainerConfig, compute: Compute, processes: int) -> bool:
     """Whether the steps of a run are taken whole: those of one process, as gradients are exchanged between steps of
-    several, and not in fp16, where a scaler looks at them before it decides.
+    several, and not in fp16, where a scaler looks at them before it decides. A CPU takes them whole without a record.
     """
-    return trainer.cuda_graphs and compute.precision != "fp16" and processes == 1
+    is_there = compute.device.type in ("cuda", "cpu")
+    return trainer.cuda_graphs and is_there and compute.precision != "fp16" and processes == 1
 
 
 class Replay:
@@ -54,37 +55,35 @@ class Replay:
 
 
 class Rates:
-    """The learning rates of an optimizer's groups as numbers on the device, as a number of Python's would be recorded.
+    """An optimizer's learning rates on the device: a graph would keep a number of Python's as it was when recorded.
 
-    The groups keep their own, for reports and checkpoints; those here are 0 until they are set.
+    The optimizer's groups have theirs in Python, for reports and checkpoints, but for the time of a step.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        self.groups = optimizer.param_groups
-        self._peaks = [group["initial_lr"] for group in self.groups]
+        self.optimizer = optimizer
+        self._peaks = [group["initial_lr"] for group in optimizer.param_groups]
         self._peaks_there = torch.tensor(self._peaks, device=device)
         self._there = torch.zeros_like(self._peaks_there)
 
     def set(self, scale: float) -> None:
-        """Make each rate this part of its group's `initial_lr`."""
-        peaks = [group["initial_lr"] for group in self.groups]
+        """Make each rate this part of its group's `initial_lr`; before the first time it is 0."""
+        peaks = [group["initial_lr"] for group in self.optimizer.param_groups]
         if peaks != self._peaks:  # a checkpoint's
             self._peaks, self._peaks_there = peaks, torch.tensor(peaks, device=self._there.device)
         torch.mul(self._peaks_there, scale, out=self._there)
 
     @contextmanager
     def lent(self) -> Iterator[None]:
-        """Within it, the groups' `lr` are the scalars on the device, and Adam is told that it may be recorded."""
-        names = {"lr", "capturable"}
-        kept = [{name: value for name, value in group.items() if name in names} for group in self.groups]
-        for group, rate in zip(self.groups, self._there, strict=True):
-            group["lr"] = rate
-            if "capturable" in group:
-                group["capturable"] = True
+        """Within it, the groups' `lr` are scalars on the device, and Adam takes it that it may be recorded."""
+        groups = self.optimizer.param_groups  # a loaded state brings new ones
+        kept = [dict(group) for group in groups]
+        for group, rate in zip(groups, self._there, strict=True):
+            group.update({"lr": rate, "capturable": True} if "capturable" in group else {"lr": rate})
         try:
             yield
         finally:
-            for group, values in zip(self.groups, kept, strict=True):
+            for group, values in zip(groups, kept, strict=True):
                 group.update(values)
 
 

@@ -186,7 +186,8 @@ def _move(training: Training, step: int, steps: int) -> None:
     training.scale_rates(share)
     if training.trainer.clip_norm:
         nn.utils.clip_grad_norm_(training.model.parameters(), training.trainer.clip_norm)
-    training.scaler.step(training.optimizer)
+    with training.lent_rates():
+        training.scaler.step(training.optimizer)
     training.scaler.update()
     training.optimizer.zero_grad(set_to_none=True)
 

@@ -6,6 +6,8 @@ A step is a function of the weights, the seed and its own number: order, augment
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ class Steps:
         is_recorded = records_steps(trainer, setting.compute, setting.world.size)
         self.replay = Replay(self._whole_step) if is_recorded else None
         self.rates = Rates(self.optimizer, setting.compute.device) if is_recorded else None
-        if is_recorded and self.gpu_kernels and isinstance(self.optimizer, Muon):
+        if self.gpu_kernels and isinstance(self.optimizer, Muon):
             from cifarbench.kernels import gpu_muon  # which needs Triton
 
             self.optimizer.kernels = gpu_muon
@@ -97,10 +99,8 @@ class Steps:
 
     def _whole_step(self, images: Tensor, targets: Tensor) -> Tensor:
         """All that a step does on the device with its batch, which is one pass; returns the mean loss."""
-        assert self.rates is not None
         loss = self._accumulate(images, targets, len(images))
-        with self.rates.lent():
-            self._update()
+        self._update()
         return loss
 
     def _accumulate(self, images: Tensor, targets: Tensor, batch: int) -> Tensor:
@@ -127,11 +127,16 @@ class Steps:
         self.scaler.unscale_(self.optimizer)
         if self.trainer.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
-        self.scaler.step(self.optimizer)
+        with self.lent_rates():
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.take(self.model)
+
+    def lent_rates(self) -> AbstractContextManager[None]:
+        """Within it the optimizer steps as it does in this run: where steps are recorded, by rates on the device."""
+        return self.rates.lent() if self.rates else nullcontext()
 
     def _set_rate(self, share: float) -> float:
         """Set the learning rate for the step at this share of the run, and return it."""

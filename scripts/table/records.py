@@ -160,7 +160,7 @@ class Record:
 
 
 def recipe_of(config: dict[str, Any]) -> str:
-    """The keys of a plain config that can change a score, but for seed and images, as one string to compare.
+    """The keys of a plain config that can change a score, as one string to compare; images and plugins are not recipe.
 
     Completed, as a config from before a key existed is that of the value which does what was done then.
     """
