@@ -124,7 +124,8 @@ def test_a_run_that_compiles_nothing_does_not_load_the_compiler(tmp_path):
 def test_steps_that_take_their_rate_from_the_device_are_those_of_the_schedule(name):
     generator = torch.Generator().manual_seed(1)
     config = optim_config(f"optim={name}", "optim.weight_decay=0.01")
-    ours, theirs = copy.deepcopy([small_net()] * 2)
+    ours = small_net()
+    theirs = copy.deepcopy(ours)
     optimizers = [build_optimizer(net, config, torch.device("cpu")) for net in (ours, theirs)]
     rates = Rates(optimizers[0], torch.device("cpu"))
     for scale in (0.3, 1.0, 0.6, 0.2):
