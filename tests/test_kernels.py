@@ -208,7 +208,12 @@ FEW = [
 ]
 
 
-NO_AMX, AMX = (SimpleNamespace(has_tiles=lambda value=value: value) for value in (0, 1))
+def library_of(amx: int, vectors: int) -> SimpleNamespace:
+    """What a compiled library says of its CPU."""
+    return SimpleNamespace(has_tiles=lambda: amx, has_winograd=lambda: vectors)
+
+
+AMX, NO_AMX, NEITHER = library_of(1, 1), library_of(0, 1), library_of(0, 0)
 
 
 @pytest.fixture
@@ -286,8 +291,9 @@ def test_a_convolution_of_few_channels_is_torchs_where_no_weight_is_trained_in_b
 @needs_compiler
 def test_a_network_of_bf16_works_with_the_convolutions_that_its_cpu_gains_from(monkeypatch):
     few, many = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
-    found = [modules._own_conv(conv, library) for library in (AMX, NO_AMX, None) for conv in (few, many)]
-    assert found == [None, modules.Conv, modules.FewChannelsConv, None, None, None]
+    found = [modules._own_conv(conv, library) for library in (AMX, NO_AMX, NEITHER, None) for conv in (few, many)]
+    few_ones = modules.FewChannelsConv
+    assert found == [None, modules.Conv, few_ones, modules.WinogradConv, few_ones, None, None, None]
     others = [
         nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(3, 8, 3, padding_mode="reflect")
     ]  # fmt: skip
@@ -297,7 +303,7 @@ def test_a_network_of_bf16_works_with_the_convolutions_that_its_cpu_gains_from(m
     assert use_kernels(net, CPU, "bf16")
     kinds = [type(module) for module in net.modules() if isinstance(module, nn.Conv2d)]
     assert kinds[0] is modules.FewChannelsConv
-    assert set(kinds[1:]) == {nn.Conv2d}
+    assert set(kinds[1:]) == {modules.WinogradConv, nn.Conv2d}  # strides and 1x1 windows are torch's
     monkeypatch.setattr(modules.torch, "get_num_threads", lambda: 9)
     assert modules._own_conv(few, NO_AMX) is None
 

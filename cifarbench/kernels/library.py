@@ -17,8 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "pool.c", "weights.c"))
-_HEADER = Path(__file__).with_name("numbers.h")
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "pool.c", "weights.c", "winograd.c"))
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "tiles.h"))
 # No flag changes what a sum is: -ffast-math would, and it would also take numbers that are none for finite ones.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 _WIDE = "-mprefer-vector-width=512"
@@ -34,6 +34,9 @@ _SIGNATURES = {
     "pool_backward": [_POINTER] * 3 + [_LONG] * 4 + [_INT] * 2,
     "weight_gradient": [_POINTER] * 3 + [_LONG] * 5 + [_INT],
     "has_tiles": [],
+    "winograd": [_POINTER] * 4 + [_LONG] * 5 + [_INT] * 2,
+    "winograd_gradient": [_POINTER] * 3 + [_LONG] * 5 + [_INT],
+    "has_winograd": [],
 }
 
 
@@ -74,7 +77,7 @@ def _built(compiler: list[str], defines: tuple[str, ...]) -> Path:
     """The path of the compiled library, compiled now where this source was not yet, for this CPU, by this compiler."""
     wide = (_WIDE,) if platform.machine() == "x86_64" else ()
     command = [*compiler, *_FLAGS, *wide, *defines]
-    texts = [source.read_text(encoding="utf-8") for source in (*_SOURCES, _HEADER)]
+    texts = [source.read_text(encoding="utf-8") for source in (*_SOURCES, *_HEADERS)]
     key = hashlib.sha256("\n".join([*command, _cpu(), *texts]).encode()).hexdigest()
     path = _folder() / f"kernels-{key[:16]}.so"
     if not path.is_file():

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
-from cifarbench.kernels import functions, gpu
+from cifarbench.kernels import functions, gpu, winograd
 from cifarbench.kernels.convolution import Convolution, FewChannels
 from cifarbench.kernels.functions import LAYOUT, Activation, MaxPool, NormActivation, affine_activation
 from cifarbench.kernels.library import load
@@ -54,6 +54,8 @@ def _own_conv(conv: nn.Conv2d, library: Any) -> type[nn.Conv2d] | None:
     has_few = conv.in_channels < _MANY
     if library.has_tiles():  # with few channels the products there would mostly add zeros
         return Conv if functions.is_plain(conv) and not has_few and conv.out_channels % 32 == 0 else None
+    if not has_few and library.has_winograd() and winograd.takes(conv):
+        return WinogradConv
     is_usual = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
     return FewChannelsConv if has_few and is_usual and torch.get_num_threads() <= _FEW_THREADS else None
 
@@ -89,6 +91,11 @@ def _takes(module: nn.Module, x: Tensor, *devices: str) -> bool:
         and x.numel() > 0
         and x.is_contiguous(memory_format=LAYOUT)
     )
+
+
+def _of_products() -> torch.dtype:
+    """The dtype that products on a CPU have now."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 class Norm(nn.BatchNorm2d):
@@ -242,13 +249,23 @@ class Conv(nn.Conv2d):
         return super().forward(x)
 
 
+class WinogradConv(nn.Conv2d):
+    """3x3 convolution with fewer products, where that is faster; on a CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, K, H, W)."""
+        if _takes(self, x, "cpu") and x.dtype == _of_products() and winograd.is_faster(self, x):
+            with torch.autocast("cpu", enabled=False):
+                return winograd.Winograd.apply(x, self.weight, self.bias)
+        return super().forward(x)
+
+
 class FewChannelsConv(nn.Conv2d):
     """Convolution of few input channels whose threads do not wait for each other; on a CPU, in training in bfloat16."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, K, H', W')."""
-        is_bf16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if is_bf16 and self.training and _takes(self, x, "cpu"):
+        if self.training and _of_products() == torch.bfloat16 and _takes(self, x, "cpu"):
             with torch.autocast("cpu", enabled=False):
                 geometry = self.stride, self.padding, self.dilation
                 return FewChannels.apply(x.to(torch.bfloat16), self.weight, self.bias, *geometry)
