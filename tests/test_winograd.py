@@ -58,12 +58,14 @@ def test_products_are_those_of_float64_whatever_the_shape_and_the_threads(
     for ours, theirs, most in zip(found, expected, BOUNDS[dtype], strict=True):
         assert ours.shape == theirs.shape
         assert distance(ours, theirs) < most
-    for ours, again in zip(found, worked_out(x, weight, grad, 2), strict=True):
+    for ours, again in zip(found, worked_out(x, weight, grad, threads % 3 + 1), strict=True):
         assert torch.equal(ours, again)  # bit for bit, by another number of threads too
 
 
+@pytest.mark.skipif("avx512f" not in library._cpu().split(), reason="needs AVX-512, as the other way")
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_a_cpu_with_narrower_vectors_gives_the_same_products(dtype, monkeypatch):
+def test_a_cpu_with_narrower_vectors_gives_the_same_products(dtype, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     compiler = [*library._compiler(), "-mno-avx512f"]  # as on one with AVX2 alone
     narrow = ctypes.CDLL(str(library._built(compiler, ("-DBF16",) if dtype == torch.bfloat16 else ())))
     for name in ("winograd", "winograd_gradient"):
@@ -89,32 +91,40 @@ def test_many_tiles_and_channels_go_through_in_parts_that_add_up():
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
 def test_gradients_in_a_network_are_those_of_float64_with_a_bias_and_in_any_memory_layout(dtype):
     x, grad = drawn(5, 24, 7, 6, dtype=dtype), drawn(5, 40, 7, 6, seed=1, dtype=dtype).contiguous()
-    weight, bias = (drawn(40, 24, 3, 3, seed=2) / 16).contiguous(), torch.linspace(-1, 1, 40)
+    weight, bias = (drawn(40, 24, 3, 3, seed=2) / 16).contiguous(), torch.linspace(-1, 1, 80)[::2]
     inputs = [tensor.requires_grad_() for tensor in (x, weight, bias)]
     y = winograd.Winograd.apply(*inputs)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     true = F.conv2d(*exact, padding=1)
     assert distance(y.detach(), true.detach()) < BOUNDS[dtype][0]
     found, expected = torch.autograd.grad(y, inputs, grad), torch.autograd.grad(true, exact, grad.double())
+    assert [gradient.dtype for gradient in (y, *found)] == [dtype, dtype, torch.float32, torch.float32]
     for ours, theirs, most in zip(found, expected, (*BOUNDS[dtype][1:], 1e-5), strict=True):
         assert distance(ours, theirs) < most
-        assert ours.dtype in (torch.float32, dtype)
 
 
-def test_no_gradient_is_worked_out_that_nobody_wants(monkeypatch):
-    x, weight = drawn(2, 8, 5, 5), drawn(8, 8, 3, 3, seed=1).requires_grad_()
-    monkeypatch.setattr(winograd, "input_gradient", lambda *words: pytest.fail("nobody wants it"))
-    winograd.Winograd.apply(x, weight, None).sum().backward()
-    assert weight.grad is not None
+@pytest.mark.parametrize(("wanted", "unwanted"), [(0, "weight_gradient"), (1, "input_gradient")], ids=str)
+def test_no_gradient_is_worked_out_that_nobody_wants(wanted, unwanted, monkeypatch):
+    inputs = [drawn(2, 8, 5, 5), drawn(8, 8, 3, 3, seed=1), torch.zeros(8)]
+    inputs[wanted].requires_grad_()
+    monkeypatch.setattr(winograd, unwanted, lambda *words: pytest.fail("nobody wants it"))
+    winograd.Winograd.apply(*inputs).sum().backward()
+    assert [tensor.grad is not None for tensor in inputs] == [wanted == 0, wanted == 1, False]
 
 
+@pytest.mark.parametrize("size", [8, 7, 6, 5], ids=str)
 @pytest.mark.parametrize("dtype", BOUNDS, ids=str)
-def test_what_is_no_number_is_seen_in_the_output_and_leaves_other_images_alone(dtype):
-    x, weight = drawn(3, 8, 8, 8, dtype=dtype), drawn(8, 8, 3, 3, seed=1)
+def test_an_image_is_worked_out_as_if_it_were_alone_and_no_number_stays_none(dtype, size):
+    x, weight = drawn(3, 8, size, size, dtype=dtype), (drawn(8, 8, 3, 3, seed=1) - 1) / 8
+    x[0] *= 1e6
     x[1, 3, 4, 4] = float("nan")
     y = winograd.convolved(x, weight)
     assert y[1, :, 3:6, 3:6].isnan().all()
-    assert y[[0, 2]].isfinite().all()
+    for image in (0, 2):
+        assert y[image].isfinite().all()
+        assert torch.equal(y[image], winograd.convolved(x[image : image + 1], weight)[0])
+    gradient = winograd.weight_gradient(y, x)
+    assert gradient.isnan().all()
 
 
 def network() -> nn.Sequential:
@@ -173,7 +183,8 @@ def test_convolutions_of_3x3_windows_at_every_pixel_are_taken(conv, is_taken):
     [
         ((256, 64, 32, 32), 64, True, True),
         ((256, 64, 7, 7), 64, True, True),
-        ((256, 64, 5, 5), 64, True, False),  # a third of the tiles would be zeros
+        ((256, 64, 6, 6), 64, True, False),  # 36 of 64 pixels of the tiles are image
+        ((256, 64, 5, 5), 64, False, False),
         ((256, 64, 1, 1), 64, False, False),
         ((4, 64, 32, 32), 64, True, True),
         ((3, 64, 32, 32), 64, False, False),  # filters are transformed for few tiles
@@ -183,23 +194,56 @@ def test_convolutions_of_3x3_windows_at_every_pixel_are_taken(conv, is_taken):
     ids=str,
 )
 def test_it_is_taken_where_it_was_measured_to_be_faster(shape, outputs, in_fp32, in_bf16):
-    conv = nn.Conv2d(shape[1], outputs, 3, padding=1)
-    assert winograd.is_faster(conv, torch.empty(shape, device="meta")) == in_fp32
-    assert winograd.is_faster(conv, torch.empty(shape, device="meta", dtype=torch.bfloat16)) == in_bf16
+    assert winograd.is_faster(torch.empty(shape, device="meta"), outputs) == in_fp32
+    assert winograd.is_faster(torch.empty(shape, device="meta", dtype=torch.bfloat16), outputs) == in_bf16
 
 
-def test_what_torch_refuses_or_somebody_watches_is_left_to_it(monkeypatch):
-    conv = nn.Conv2d(64, 64, 3, padding=1)
+def test_evaluation_by_it_is_that_of_torch_and_so_is_that_of_a_copy(monkeypatch):
+    monkeypatch.setattr(modules, "_own_conv", of_no_amx)
+    plain, own = network().eval(), network().eval()
+    assert use_kernels(own, CPU, "fp32")
+    calls = []
+    product = winograd._product
+    monkeypatch.setattr(winograd, "_product", lambda *words, **keys: calls.append(words) or product(*words, **keys))
+    images = drawn(16, 3, 16, 16)
+    with torch.no_grad():
+        for model in (own, copy.deepcopy(own)):
+            torch.testing.assert_close(model(images), plain(images), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 2
+    assert torch.equal(own(images), plain(images))  # with gradients: by torch's operations
+
+
+CHANGES = {
+    "stride": lambda conv: setattr(conv, "stride", (2, 2)),
+    "bias": lambda conv: setattr(conv, "bias", nn.Parameter(conv.bias.detach().bfloat16())),
+    "hook": lambda conv: conv.register_forward_hook(lambda *words: None),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_was_changed_since_or_is_watched_is_left_to_torch(change, monkeypatch):
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), drawn(8, 64, 32, 32, dtype=torch.bfloat16)
     own = copy.deepcopy(conv)
     own.__class__ = modules.WinogradConv
-    x = drawn(8, 64, 32, 32)
-    assert not torch.equal(own(x), conv(x))  # other sums
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(own(x), conv(x))  # other sums
+        monkeypatch.setattr(winograd.Winograd, "apply", lambda *words: pytest.fail("not torch's"))
+        CHANGES[change](own)
+        CHANGES[change](conv)
+        assert torch.equal(own(x), conv(x))
+
+
+def test_what_torch_refuses_or_has_in_other_numbers_is_left_to_it(monkeypatch):
+    conv, x = nn.Conv2d(64, 64, 3, padding=1), drawn(8, 64, 32, 32)
+    own = copy.deepcopy(conv)
+    own.__class__ = modules.WinogradConv
     monkeypatch.setattr(winograd.Winograd, "apply", lambda *words: pytest.fail("not torch's"))
     with pytest.raises(RuntimeError, match="channels"):
         own(drawn(8, 72, 32, 32))
     assert torch.equal(own(x.contiguous()), conv(x.contiguous()))
-    own.register_forward_hook(lambda *words: None)
-    assert torch.equal(own(x), conv(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(own(x), conv(x))  # float32 in, products in bfloat16
+    assert torch.equal(own.double()(x.double()), conv.double()(x.double()))
 
 
 def test_without_memory_the_error_says_what_it_was_for(monkeypatch):

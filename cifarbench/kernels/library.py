@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "pool.c", "weights.c", "winograd.c"))
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "tiles.h"))
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("numbers.h", "winograd.h"))
 # No flag changes what a sum is: -ffast-math would, and it would also take numbers that are none for finite ones.
 _FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared")
 _WIDE = "-mprefer-vector-width=512"

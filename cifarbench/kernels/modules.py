@@ -253,10 +253,10 @@ class WinogradConv(nn.Conv2d):
     """3x3 convolution with fewer products, where that is faster; on a CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, K, H, W)."""
-        if _takes(self, x, "cpu") and x.dtype == _of_products() and winograd.is_faster(self, x):
-            with torch.autocast("cpu", enabled=False):
-                return winograd.Winograd.apply(x, self.weight, self.bias)
+        """(N, C, H, W) to (N, K, H, W); what torch refuses, or has in other numbers, is left to it."""
+        is_taken = _takes(self, x, "cpu") and x.dtype == _of_products() and x.shape[1] == self.in_channels
+        if is_taken and winograd.takes(self) and winograd.is_faster(x, self.out_channels):
+            return winograd.Winograd.apply(x, self.weight, self.bias)
         return super().forward(x)
 
 

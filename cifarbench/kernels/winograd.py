@@ -13,11 +13,12 @@ from torch.autograd.function import once_differentiable
 
 from cifarbench.kernels.functions import LAYOUT, at, is_plain, library_for
 
-TILE, LANES = 4, 8  # of tiles.h
-# Measured against torch 2.14.1 on two cores of an AMD EPYC, for 16 to 512 channels on maps of 2 to 32 px, with AVX-512
-# and AVX2: (channels, share of the tiles that is image). In bfloat16 torch multiplies twice as fast as in float32.
-LEAST = {torch.float32: (24, 0.4), torch.bfloat16: (64, 0.75)}
-LEAST_TILES = 256  # the filters are transformed anew in each step
+TILE, LANES = 4, 8  # of winograd.h
+# (channels, share of the tiles' area that is image): measured against torch 2.14.1 on two cores of an AMD EPYC, with
+# AVX-512 and with AVX2, for 16 to 512 channels on maps of 2 to 32 px. Torch multiplies in bfloat16 twice as fast as in
+# float32 there.
+LEAST = {torch.float32: (24, 0.5), torch.bfloat16: (64, 0.75)}
+LEAST_TILES = 256  # the weights are transformed anew in each step
 
 
 class Winograd(torch.autograd.Function):
@@ -45,27 +46,24 @@ class Winograd(torch.autograd.Function):
 
 
 def takes(conv: torch.nn.Conv2d) -> bool:
-    """Whether a convolution is of the kind that can be worked out in this way."""
-    return is_plain(conv) and conv.in_channels % LANES == conv.out_channels % LANES == 0
-
-
-def is_faster(conv: torch.nn.Conv2d, x: Tensor) -> bool:
-    """Whether that is faster than torch for maps `x` (N, C, H, W); what torch refuses is left to it."""
-    images, inputs, height, width = x.shape
-    area = _with_zeros(height) * _with_zeros(width)
-    channels, share = LEAST[x.dtype]
+    """Whether a convolution can be worked out in this way, by its shape and by what its parameters are now."""
+    weight, bias = conv.weight, conv.bias
     return (
-        inputs == conv.in_channels
-        and conv.weight.dtype == torch.float32
-        and min(inputs, conv.out_channels) >= channels
-        and height * width >= share * area
-        and images * area >= LEAST_TILES * TILE**2
+        is_plain(conv)
+        and weight.shape == (conv.out_channels, conv.in_channels, 3, 3)
+        and conv.in_channels % LANES == conv.out_channels % LANES == 0
+        and all(p is None or (p.dtype, p.device.type) == (torch.float32, "cpu") for p in (weight, bias))
     )
 
 
-def _with_zeros(side: int) -> int:
-    """What a side takes up in tiles."""
-    return side if side % TILE == 0 else side + 1
+def is_faster(x: Tensor, outputs: int) -> bool:
+    """Whether that is faster than torch for maps `x` (N, C, H, W), to `outputs` channels."""
+    images, inputs, height, width = x.shape
+    tiles = images * -(-height // TILE) * -(-width // TILE)
+    channels, share = LEAST[x.dtype]
+    return (
+        min(inputs, outputs) >= channels and images * height * width >= share * tiles * TILE**2 and tiles >= LEAST_TILES
+    )
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -91,7 +89,7 @@ def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
 def _product(maps: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, *, turned: bool) -> Tensor:
     images, inputs, height, width = maps.shape
     made = torch.empty((images, outputs, height, width), dtype=maps.dtype, memory_format=LAYOUT)
-    weight = weight.contiguous(memory_format=LAYOUT)
+    weight, bias = weight.contiguous(memory_format=LAYOUT), None if bias is None else bias.contiguous()
     sizes = images, height, width, inputs, outputs
     _check(library_for(maps).winograd(*map(at, (maps, weight, bias, made)), *sizes, turned, torch.get_num_threads()))
     return made
