@@ -1,1 +1,1 @@
-"""Steps of training on a CPU that are bound by memory, fused; and weight gradients of small maps."""
+"""Operations of our own for training and evaluation: in C for CPUs, in Triton for NVIDIA GPUs."""

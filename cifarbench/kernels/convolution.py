@@ -5,9 +5,10 @@ torch's, but for small maps with many channels: torch goes through the weights o
 into a core's cache that is most of the time. Images put side by side, each with a column of zeros after it, are one
 wide map with the same products in it.
 
-Without AMX: those of few channels. The threads of torch's weight gradient wait for each other after every image there
-(seen with 3, 4 and 8 channels and not with 16, on AVX512-BF16, torch 2.14.1), and they spin: where another process has
-one of the cores, each wait is as long as that process may keep it.
+Without AMX: those of few channels; `winograd.py` has the others. The threads of torch's weight gradient wait for each
+other after every image there (seen with 3, 4 and 8 channels, not with 16 and up to 64 outputs, and with 32 and 64 at
+times where the outputs are four times as many; AVX512-BF16, torch 2.14.1), and they spin: where another process has one
+of the cores, each wait is as long as that process may keep it.
 
 Maps are (N, C, H, W) bfloat16 in channels_last memory.
 """
