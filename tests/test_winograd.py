@@ -135,15 +135,20 @@ def network() -> nn.Sequential:
     return net.to(memory_format=torch.channels_last)
 
 
+def counted_products(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+    """Takes down each product of maps from now on."""
+    calls, product = [], winograd._product
+    monkeypatch.setattr(winograd, "_product", lambda *words, **keys: calls.append(words) or product(*words, **keys))
+    return calls
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_networks_gradients_are_as_near_to_float64_as_torchs_are(precision, monkeypatch):
     monkeypatch.setattr(modules, "_own_conv", of_no_amx)
     reference, plain, own = network().double(), network(), network()
     assert use_kernels(own, CPU, precision)
     assert type(own[3]) is modules.WinogradConv
-    calls = []
-    product = winograd._product
-    monkeypatch.setattr(winograd, "_product", lambda *words, **keys: calls.append(words) or product(*words, **keys))
+    calls = counted_products(monkeypatch)
     images, targets = drawn(16, 3, 16, 16), torch.arange(16) % 4
     F.cross_entropy(reference(images.double()), targets).backward()
     for model in (plain, own):
@@ -202,9 +207,7 @@ def test_evaluation_by_it_is_that_of_torch_and_so_is_that_of_a_copy(monkeypatch)
     monkeypatch.setattr(modules, "_own_conv", of_no_amx)
     plain, own = network().eval(), network().eval()
     assert use_kernels(own, CPU, "fp32")
-    calls = []
-    product = winograd._product
-    monkeypatch.setattr(winograd, "_product", lambda *words, **keys: calls.append(words) or product(*words, **keys))
+    calls = counted_products(monkeypatch)
     images = drawn(16, 3, 16, 16)
     with torch.no_grad():
         for model in (own, copy.deepcopy(own)):

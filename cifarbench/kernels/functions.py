@@ -6,6 +6,7 @@ Maps are (N, C, H, W) in channels_last memory, bfloat16 or float32; statistics a
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,25 @@ def is_plain(conv: torch.nn.Conv2d) -> bool:
     """Whether a convolution has 3x3 windows at every pixel, zeros at the border, and sees all channels."""
     shape = conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups, conv.padding_mode
     return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
+
+
+def convolution_gradients(
+    ctx: Any, grad: Tensor, by_input: Callable[..., Tensor], by_weight: Callable[..., Tensor]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias that are wanted, where `ctx` has saved x and weight.
+
+    Args:
+        ctx: of the autograd function of a convolution.
+        grad: that of the output, (N, K, H, W).
+        by_input: works out that of x from those of the output and the weight.
+        by_weight: works out that of the weight from that of the output and x.
+    """
+    x, weight = ctx.saved_tensors
+    grad = grad.contiguous(memory_format=LAYOUT)
+    needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+    dx = by_input(grad, weight) if needs_input else None
+    dbias = grad.sum((0, 2, 3), dtype=torch.float32) if needs_bias else None
+    return dx, by_weight(grad, x) if needs_weight else None, dbias
 
 
 class NormActivation(torch.autograd.Function):

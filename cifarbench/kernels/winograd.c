@@ -105,7 +105,7 @@ static long rounded_up(long value, long step) { return (value + step - 1) / step
 static float *floats(long count) { return aligned_alloc(64, rounded_up(count * sizeof(float), 64)); }
 
 static long tiles_of(long images, long height, long width) {
-  return images * (rounded_up(height, OUT) / OUT) * (rounded_up(width, OUT) / OUT);
+  return images * tiles_along(height) * tiles_along(width);
 }
 
 /* Tiles at a time, a multiple of ROWS, that take about `bytes` with so many channels. */

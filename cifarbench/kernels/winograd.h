@@ -30,9 +30,11 @@ typedef float lanes __attribute__((vector_size(32), aligned(4), may_alias));
 typedef uint32_t words __attribute__((vector_size(32)));
 typedef uint16_t halves __attribute__((vector_size(16)));
 
+INLINE long tiles_along(long side) { return (side + OUT - 1) / OUT; }
+
 /* Which of all images' pixels each of a tile's 6x6 inputs is; -1 for zeros. Its 4x4 outputs are those in the middle. */
 static void find_pixels(long tile, long height, long width, long pixel[POINTS]) {
-  long tile_rows = (height + OUT - 1) / OUT, tile_columns = (width + OUT - 1) / OUT;
+  long tile_rows = tiles_along(height), tile_columns = tiles_along(width);
   long image = tile / (tile_rows * tile_columns);
   long top = tile / tile_columns % tile_rows * OUT - 1, left = tile % tile_columns * OUT - 1;
   for (int i = 0; i < SIDE; i++)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cifarbench.kernels.functions import LAYOUT, at, is_plain, library_for
+from cifarbench.kernels.functions import LAYOUT, at, convolution_gradients, is_plain, library_for
 
 TILE, LANES = 4, 8  # of winograd.h
 # (channels, share of the tiles' area that is image): measured against torch 2.14.1 on two cores of an AMD EPYC, with
@@ -37,12 +37,7 @@ class Winograd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x, weight and bias."""
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=LAYOUT)
-        by_input, by_weight, by_bias = ctx.needs_input_grad
-        dx = input_gradient(grad, weight) if by_input else None
-        dbias = grad.sum((0, 2, 3), dtype=torch.float32) if by_bias else None
-        return dx, weight_gradient(grad, x) if by_weight else None, dbias
+        return convolution_gradients(ctx, grad, input_gradient, weight_gradient)
 
 
 def takes(conv: torch.nn.Conv2d) -> bool:
