@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+PLUGIN_MODULE = "cifarbench_plugin_"  # what the name of a module begins with that a file of the user's own becomes
 
 
 class CifarbenchError(Exception):
@@ -69,8 +70,20 @@ def explain(error: Exception) -> tuple[str, int]:
         return f"{error.filename}: {error.strerror}; free space, or choose another folder or file.", 5
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f"the disk: {error.strerror}; free space or choose another folder.", 5
+    plugin = _plugin_of(error)
+    if plugin:
+        return f"the plugin {plugin} failed ({in_a_line(error)}); add --debug for the traceback.", 2
     where = "; add --debug for the traceback, and please report it."
     return f"a bug: {in_a_line(error)}{where}", 1
+
+
+def _plugin_of(error: Exception) -> str | None:
+    """The file of the user's own in which an error was raised, or which called what raised it."""
+    import traceback
+
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [frame.f_code.co_filename for frame in frames if frame.f_globals["__name__"].startswith(PLUGIN_MODULE)]
+    return files[-1] if files else None
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -20,8 +20,10 @@ if not torch.cuda.is_available():
 
 from cifarbench.cli import main
 from cifarbench.commands.hydra_app import compose
+from cifarbench.config.augment import AUGMENTS
 from cifarbench.config.load import load
 from cifarbench.config.models import MODELS
+from cifarbench.config.optim import OPTIMIZERS
 from cifarbench.config.schema import TrainConfig
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -56,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def cli(capsys, tmp_path, monkeypatch) -> Iterator[Callable[..., Result]]:
-    """Run a command line in this process, in a folder of its own; models that plugins add leave with the test."""
+    """Run a command line in this process, in a folder of its own; what plugins add leaves with the test."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Result:
@@ -67,7 +69,7 @@ def cli(capsys, tmp_path, monkeypatch) -> Iterator[Callable[..., Result]]:
             code = int(leaving.code or 0)
         return Result(code, *capsys.readouterr())
 
-    with mock.patch.dict(MODELS):
+    with mock.patch.dict(MODELS), mock.patch.dict(OPTIMIZERS), mock.patch.dict(AUGMENTS):
         yield run
 
 

@@ -31,8 +31,9 @@ from cifarbench.data.load import load_images
 from cifarbench.data.split import channel_statistics, split
 from cifarbench.errors import IntegrityError
 from cifarbench.training import checkpoint
-from cifarbench.training.checkpoint import load, load_optimizer, load_weights, newest_valid, save, tensor_hash
+from cifarbench.training.checkpoint import load, load_weights, newest_valid, save, tensor_hash
 from cifarbench.training.migrations import SCHEMA
+from cifarbench.training.optimizer_state import load as load_optimizer
 from cifarbench.training.session import build_model
 
 MARK = b"cifarbench-sha256:"

@@ -12,9 +12,9 @@ from cifarbench.commands.names import conf_dir
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 
-EXPERIMENTS = ("activations", "poolings", "heads", "depths")
+EXPERIMENTS = ("activations", "poolings", "heads", "depths", "losses", "regularisation")
 TINY = {
-    "simple_cnn": ["model.first_widths=[4,4]", "model.second_widths=[4,4]", "model.spatial_dropout=[0.0,0.0]"],
+    "simple_cnn": ["model.first_widths=[4,4,4]", "model.second_widths=[4,4,4]"],
     "resnet": ["model.widths=[4,4,8]"],
 }
 QUICK = [

@@ -51,7 +51,14 @@ def prepared(config):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("words", [["augment=affine"], ["augment=mixup", "trainer.ema=0.9", "trainer.clip_norm=1.0"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["augment=affine"],
+        ["augment=mixup", "trainer.ema=0.9", "trainer.clip_norm=1.0"],
+        ["trainer.loss=mse", "optim.l1=0.001"],
+    ],
+)
 def test_a_step_never_waits_for_the_device(words, precision):
     training = prepared(tiny_config(*GPU, *words, f"trainer.precision={precision}"))
     assert waits_of(training) == 0

@@ -18,7 +18,7 @@ from cifarbench.commands.hydra_app import compose
 from cifarbench.config.augment import AugmentConfig
 from cifarbench.config.history import complete, shorten
 from cifarbench.config.load import CHOICES, identity, load, to_plain
-from cifarbench.config.models import is_as_loaded
+from cifarbench.config.own import is_as_loaded
 from cifarbench.config.schema import TrainConfig, TrainerConfig
 from cifarbench.errors import IntegrityError
 from cifarbench.training import checkpoint

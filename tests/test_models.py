@@ -17,6 +17,7 @@ from cifarbench.config import keys
 from cifarbench.config import models as config
 from cifarbench.errors import ConfigError
 from cifarbench.models import layers, registry, resnet, simple_cnn, vgg
+from cifarbench.tables import Table
 
 CONF = Path(__file__).parents[1] / "conf" / "model"
 CLASSICS = ("alexnet", "googlenet", "lenet", "linear", "mlp")
@@ -268,7 +269,7 @@ def test_registry_refuses_unknown_names_and_options():
 
 
 def test_a_user_model_is_registered_once(monkeypatch):
-    monkeypatch.setattr(registry, "_TABLE", {name: registry._find(name) for name in FAMILIES})
+    monkeypatch.setattr(registry, "_TABLE", Table("model", 0, {name: registry._find(name) for name in FAMILIES}))
 
     @registry.register("mine")
     class Mine(nn.Sequential):

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import TINY, rows_of
+from conftest import TINY, manifest_of, rows_of
 from processes import python
 from torch import nn
 
@@ -123,7 +123,8 @@ def test_a_run_that_compiles_nothing_does_not_load_the_compiler(tmp_path):
 @pytest.mark.parametrize("name", RECORDED)
 def test_steps_that_take_their_rate_from_the_device_are_those_of_the_schedule(name):
     generator = torch.Generator().manual_seed(1)
-    config = optim_config(f"optim={name}", "optim.weight_decay=0.01")
+    l1 = [] if name == "muon" else ["optim.l1=0.3"]
+    config = optim_config(f"optim={name}", "optim.weight_decay=0.01", *l1)
     ours = small_net()
     theirs = copy.deepcopy(ours)
     optimizers = [build_optimizer(net, config, torch.device("cpu")) for net in (ours, theirs)]
@@ -170,3 +171,88 @@ def test_rates_on_the_device_follow_the_peaks_of_a_loaded_state_and_are_lent_for
         assert all(isinstance(group["lr"], torch.Tensor) for group in optimizer.param_groups)
         assert all(group["capturable"] for group in optimizer.param_groups)
     assert [(group["lr"], group["capturable"]) for group in optimizer.param_groups] == [(7.0, False)] * 2
+
+
+PLAIN = ("sgd", "adam", "adamw", "rmsprop")
+
+
+def soft(values, threshold):
+    """Soft thresholding by its definition."""
+    return values.sign() * (values.abs() - threshold).clamp(min=0)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_an_l1_penalty_moves_weights_towards_0_after_the_step_and_leaves_biases_and_norms(name):
+    torch.manual_seed(0)
+    penalised = small_net()
+    plain = copy.deepcopy(penalised)
+    words = [f"optim={name}", "optim.lr=0.5", "optim.weight_decay=0.01"]
+    optimizers = [
+        build_optimizer(net, optim_config(*words, f"optim.l1={l1}"), torch.device("cpu"))
+        for net, l1 in ((penalised, 0.01), (plain, 0.0))
+    ]
+    for pair in zip(penalised.parameters(), plain.parameters(), strict=True):
+        gradient = 1e-3 * torch.randn(pair[0].shape)
+        pair[0].grad, pair[1].grad = gradient, gradient.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+    for ours, theirs in zip(penalised.parameters(), plain.parameters(), strict=True):
+        most = 0.5 * 0.01 / (0.1 if name in ("sgd", "rmsprop") else 1.0)  # a momentum of 0.9 adds up to ten times
+        expected = soft(theirs.detach().double(), most) if ours.ndim >= 2 else theirs.detach().double()
+        torch.testing.assert_close(ours.detach().double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_an_l1_penalty_finds_the_minimum_that_is_known_with_zeros_that_are_exact(momentum):
+    """The lasso of an orthogonal design: ½‖w − a‖² + λ‖w‖₁ is least at a, soft-thresholded by λ (Tibshirani, 1996)."""
+    torch.manual_seed(0)
+    goal = torch.randn(6, 8)
+    layer = nn.Linear(8, 6, bias=False)
+    nesterov = [f"optim.nesterov={momentum > 0}", f"optim.momentum={momentum}"]
+    config = optim_config("optim=sgd", *nesterov, "optim.lr=0.02", "optim.weight_decay=0", "optim.l1=0.6")
+    optimizer = build_optimizer(layer, config, torch.device("cpu"))
+    for _ in range(1000):
+        optimizer.zero_grad()
+        (0.5 * (layer.weight - goal).square().sum()).backward()
+        optimizer.step()
+    expected = soft(goal, 0.6)
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=0, atol=1e-5)
+    assert torch.equal(layer.weight == 0, expected == 0)
+    assert 0 < int((expected == 0).sum()) < expected.numel()
+
+
+def test_a_run_with_an_l1_penalty_says_how_many_parameters_are_0_and_one_without_is_as_it_was(cli, tmp_path):
+    for run, words in (("sparse", ["optim.l1=0.01"]), ("dense", [])):
+        ended = cli("train", *TINY, "trainer.tensorboard=false", *words, f"hydra.run.dir={run}")
+        assert ended.code == 0, ended.err
+        state = load_checkpoint(tmp_path / run / "checkpoints/best.pt")["model"]
+        weights = [value for name, value in state.items() if not name.endswith(("mean", "var", "tracked"))]
+        zeros = sum(int((value == 0).sum()) for value in weights if value.is_floating_point())
+        model = manifest_of(tmp_path / run)["model"]
+        assert model["zeros"] == zeros
+        assert (f"{zeros:,} of {model['parameters']:,} parameters are 0" in ended.out) == (run == "sparse")
+        assert cli("report", run).code == 0
+        assert (f"of them {zeros:,} are 0" in (tmp_path / run / "report.html").read_text()) == (run == "sparse")
+    assert manifest_of(tmp_path / "sparse")["model"]["zeros"] > 100
+    assert manifest_of(tmp_path / "dense")["model"]["zeros"] == 0
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_where_fp16_gradients_overflow_the_penalty_waits_as_the_step_does(name):
+    layer = nn.Linear(3, 2)
+    before = copy.deepcopy(layer.state_dict())
+    optimizer = build_optimizer(layer, optim_config(f"optim={name}", "optim.l1=0.1"), torch.device("cpu"))
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    for gradient in (float("inf"), 1.0):
+        scaler.scale((layer.weight.sum() + layer.bias.sum()) * gradient).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert torch.equal(layer.weight, before["weight"]) == (gradient != 1.0)
+
+
+def test_muon_has_no_l1_penalty(cli):
+    ended = cli("train", "optim=muon", "optim.l1=0.01")
+    assert ended.code == 2
+    assert "optim.l1" in ended.err

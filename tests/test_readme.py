@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SCRIPTS
+from processes import python
 
 from cifarbench.cli import VERBS
 from cifarbench.commands.hydra_app import compose
@@ -20,7 +21,7 @@ from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text()
-PLACEHOLDERS = re.compile(r"DIR|…|HOST|SHARED|mynet")
+PLACEHOLDERS = re.compile(r"DIR|…|HOST|SHARED|plugins=")
 
 
 def commands() -> list[list[str]]:
@@ -88,3 +89,26 @@ def test_the_groups_table_lists_every_option(group):
 
 def test_every_verb_is_mentioned():
     assert [verb for verb in KEYS if f"cifarbench {verb}" not in TEXT] == []
+
+
+PLUGINS = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE))
+WITH_PLUGINS = [words for words in commands() if "plugins=" in " ".join(words) and words[0] in ("train", "data")]
+
+
+def test_the_readme_shows_a_model_an_augmentation_and_an_optimizer():
+    shown = " ".join(" ".join(words) for words in WITH_PLUGINS)
+    assert sorted(PLUGINS) == ["mynet.py", "posterize.py", "signsgd.py"]
+    assert [group for group in ("model=mynet", "augment=posterize", "optim=signsgd") if group not in shown] == []
+
+
+@pytest.mark.parametrize("words", WITH_PLUGINS, ids=" ".join)
+def test_its_plugins_are_files_that_train(words, tmp_path):
+    for name, text in PLUGINS.items():
+        (tmp_path / name).write_text(text)
+    drawn = ["data=synthetic", "data.size=600"]
+    quick = ["trainer.epochs=1", "trainer.limit_batches=1", "trainer.batch_size=64", "trainer.tensorboard=false"]
+    small = ["trainer.progress=plain", "trainer.report=false", "trainer.threads=1"]
+    other = [] if "mynet.py" in " ".join(words) else ["model=lenet"]
+    further = [*quick, *small, *other] if words[0] == "train" else []
+    ended = python("-m", "cifarbench", *words, *drawn, *further, cwd=tmp_path)
+    assert ended.code == 0, ended.err

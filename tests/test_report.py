@@ -447,12 +447,16 @@ def test_the_bins_give_the_calibration_error():
     assert sum(gaps) == pytest.approx(calibration_error(predictions.probabilities, predictions.right))
 
 
-@pytest.mark.parametrize("values", [[0.0, 1.0], [0.123, 0.987], [1e-6, 3e-6], [5.0], [-3.0, 7e4], [0.0, 0.0]])
+@pytest.mark.parametrize(
+    "values",
+    [[0.0, 1.0], [0.123, 0.987], [1e-6, 3e-6], [5.0], [-3.0, 7e4], [0.0, 0.0], [2.303, 2.3037], [0.07288, 0.07293]],
+)
 def test_axes_span_their_values_with_a_few_round_ticks(values):
     scale = axis("", values)
     assert scale.low <= min(values)
     assert max(values) <= scale.high
     assert 2 <= len(scale.ticks) <= 8
+    assert len({scale.text(tick) for tick in scale.ticks}) == len(scale.ticks)
     assert all(scale.low - 1e-9 <= tick <= scale.high * (1 + 1e-9) + 1e-9 for tick in scale.ticks)
 
 

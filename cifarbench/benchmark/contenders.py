@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from cifarbench.compute import Compute, make_deterministic, synchronise, use_threads
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.split import Parts
 from cifarbench.models.flops import count_flops
+from cifarbench.training.losses import loss_sum
 from cifarbench.training.observer import Observer
 from cifarbench.training.phases import FULL
 from cifarbench.training.probe import prepare
@@ -80,7 +80,7 @@ class Contender:
             for images, targets in micros:
                 with self.compute.autocast():
                     logits = training.forward(images).float()
-                (F.cross_entropy(logits, targets, reduction="sum") / len(self.batch)).backward()
+                (self._loss_sum(logits, targets) / len(self.batch)).backward()
             with training.lent_rates():
                 training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
@@ -101,10 +101,13 @@ class Contender:
             with self._timer("forward", spent):
                 logits = self._logits(images)
             with self._timer("backward", spent):
-                (F.cross_entropy(logits, targets[positions], reduction="sum") / len(self.batch)).backward()
+                (self._loss_sum(logits, targets[positions]) / len(self.batch)).backward()
         with self._timer("optimizer", spent), training.lent_rates():
             training.optimizer.step()
             training.optimizer.zero_grad(set_to_none=True)
+
+    def _loss_sum(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return loss_sum(logits, targets, self.config.trainer.loss, smoothing=0.0)
 
     def _logits(self, images: Tensor) -> Tensor:
         with self.compute.autocast():

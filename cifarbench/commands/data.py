@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from cifarbench.commands.plugins import load_plugins
 from cifarbench.commands.words import gather_first
 from cifarbench.config.load import load
 from cifarbench.config.schema import DataVerbConfig
@@ -24,6 +25,7 @@ def rewrite(arguments: list[str]) -> list[str]:
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     """Do the action and return the exit code."""
+    load_plugins(values.get("plugins") or [])
     config = load(DataVerbConfig, values)
     if config.action == "show":
         return _show(config)

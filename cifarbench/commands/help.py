@@ -14,9 +14,10 @@ import yaml
 
 from cifarbench.commands.hydra_app import compose
 from cifarbench.commands.names import GLOBAL_GROUPS, conf_dir, groups
+from cifarbench.commands.plugins import added_options
 from cifarbench.commands.words import config_folder, flags_apart
 from cifarbench.config.keys import Rule, rule_of
-from cifarbench.config.load import CHOICES, VERBS
+from cifarbench.config.load import CHOICES, VERBS, augment_class
 from cifarbench.errors import ConfigError
 
 _FLAGS = """flags:
@@ -57,6 +58,7 @@ def _options(group: str) -> Iterator[tuple[str, str]]:
     for path in sorted((conf_dir() / group).glob("*.yaml")):
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         yield path.stem, next((line for line in comments if not line.startswith("@")), "")
+    yield from ((name, "Of a plugin.") for name in added_options(group))
 
 
 def _keys(cls: type, composed: dict[str, Any]) -> Iterator[tuple[str, Rule, Any, Any]]:
@@ -67,7 +69,9 @@ def _keys(cls: type, composed: dict[str, Any]) -> Iterator[tuple[str, Rule, Any,
             for option, section in _choices(field.name):
                 yield from _section(field.name, section, option, f"[{option['name']}] ")
         elif dataclasses.is_dataclass(hints[field.name]):
-            yield from _section(field.name, typing.cast(type, hints[field.name]), composed[field.name], "")
+            values, section = composed[field.name], typing.cast(type, hints[field.name])
+            section = augment_class(values) if field.name == "augment" else section
+            yield from _section(field.name, section, values, "")
         else:
             yield field.name, rule_of(field), hints[field.name], composed[field.name]
 
@@ -77,6 +81,7 @@ def _choices(group: str) -> Iterator[tuple[dict[str, Any], type]]:
         values = _load(path)
         if values.get("name") in CHOICES[group]:
             yield values, CHOICES[group][values["name"]]
+    yield from ((values, CHOICES[group][name]) for name, values in added_options(group).items())
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cifarbench.config.augment import AUGMENTS
 from cifarbench.config.keys import nearest, unknown
 from cifarbench.config.load import CHOICES, VERBS
 from cifarbench.errors import ConfigError
@@ -33,6 +34,11 @@ def groups() -> list[str]:
 def options(group: str) -> list[str]:
     """The names of a group's options; `group` may be nested, as `hydra/launcher`."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def classes(group: str) -> dict[str, type]:
+    """The dataclasses of a group's options by name, with those of plugins; of augmentations, the plugins' alone."""
+    return AUGMENTS if group == "augment" else CHOICES.get(group, {})
 
 
 def brings_configs(arguments: Sequence[str]) -> bool:
@@ -64,7 +70,7 @@ def check_names(verb: str, arguments: Sequence[str]) -> None:
 
 def unknown_option(group: str, name: str) -> ConfigError:
     """The error for an option that a group does not have."""
-    return unknown(f"option for `{group.removeprefix('hydra/')}`:", name, options(group))
+    return unknown(f"option for `{group.removeprefix('hydra/')}`:", name, {*options(group), *classes(group)})
 
 
 def unknown_key(verb: str, name: str) -> ConfigError:
@@ -87,8 +93,8 @@ def unknown_key(verb: str, name: str) -> ConfigError:
 def _owners(name: str) -> str:
     """The options of a group that have the key `name`: "optim=sgd or optim=rmsprop"."""
     section, _, key = name.partition(".")
-    table = CHOICES.get(section, {})
-    names = [option for option, cls in table.items() if key in {field.name for field in dataclasses.fields(cls)}]
+    keys = {option: {field.name for field in dataclasses.fields(cls)} for option, cls in classes(section).items()}
+    names = [option for option, known in keys.items() if key in known]
     return " or ".join(f"{section}={option}" for option in names) or f"another {section}"
 
 
@@ -102,7 +108,8 @@ def _keys(verb: str) -> Iterator[str]:
     """Every dotted key that the verb knows, whichever options are chosen."""
     hints = typing.get_type_hints(VERBS[verb])
     for field in dataclasses.fields(VERBS[verb]):
-        for section in CHOICES[field.name].values() if field.name in CHOICES else [hints[field.name]]:
+        shipped = [] if field.name in CHOICES else [hints[field.name]]
+        for section in [*shipped, *classes(field.name).values()]:
             if dataclasses.is_dataclass(section):
                 yield from (f"{field.name}.{inner.name}" for inner in dataclasses.fields(section))
             else:

@@ -1,6 +1,6 @@
-"""Models of the user's own: Python files named by `plugins=`, and by nothing else.
+"""Models, augmentations and optimizers of the user's own: Python files named by `plugins=`, and by nothing else.
 
-A file registers its model by one decorator; the keyword arguments of its class become the keys of `model`:
+A file registers what it adds by a decorator of that kind's registry; the arguments become keys of the group:
 
     from cifarbench.models.registry import register
 
@@ -10,7 +10,8 @@ A file registers its model by one decorator; the keyword arguments of its class 
 
     cifarbench train plugins=[mynet.py] model=mynet model.width=96
 
-The file's digest becomes a key too, `model.sha256`, so that an edited file is another recipe.
+The file's digest becomes a key too, `model.sha256`, so that an edited file is another recipe. What an augmentation and
+an optimizer are given is said in `cifarbench.data.registry` and `cifarbench.optim.registry`.
 """
 
 from __future__ import annotations
@@ -20,16 +21,25 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cifarbench.commands.names import classes
+from cifarbench.commands.names import options as shipped_options
+from cifarbench.config.augment import AugmentConfig
 from cifarbench.config.keys import key
 from cifarbench.config.load import CHOICES
-from cifarbench.config.models import SHIPPED, is_as_loaded
-from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.config.optim import DecayingConfig, PlainConfig
+from cifarbench.config.own import is_as_loaded, own_sections
+from cifarbench.errors import PLUGIN_MODULE, ConfigError, IntegrityError
 
+Options = Mapping[str, inspect.Parameter]
+
+_TYPES = {"int": int, "float": float, "bool": bool, "str": str}  # as `from __future__ import annotations` leaves them
+_NOT_SAID = {"l1": 0.0, "decay_norm_bias": False}  # of optimizers: what their class does not say
 _loaded: set[Path] = set()
+_added: dict[tuple[str, str], dict[str, Any]] = {}  # the defaults of each option, by group and name
 
 
 def plugins_in(arguments: Sequence[str]) -> list[str]:
@@ -39,27 +49,32 @@ def plugins_in(arguments: Sequence[str]) -> list[str]:
 
 
 def load_plugins(files: Sequence[str]) -> None:
-    """Run each file once, and make every model it registers an option of the group `model`.
+    """Run each file once, and make all that it registers options of the groups `model`, `augment` and `optim`.
 
     Raises:
-        ConfigError: `files` is no list of names, a file is missing or fails, or a model's argument has no type or
-            default.
+        ConfigError: `files` is no list of names, a file is missing or fails, or an argument of what it registers has
+            no type or default.
     """
     if not files:
         return
     if not isinstance(files, list | tuple) or not all(isinstance(file, str) for file in files):
         raise ConfigError(f"`plugins` is {files!r}; it must be a list of Python files, like [mynet.py].")
-    from cifarbench.models import registry
+    from cifarbench.data.registry import OWN as AUGMENTATIONS
+    from cifarbench.models import registry as models
+    from cifarbench.optim.registry import OWN as OPTIMIZERS
 
+    tables: dict[str, Any] = {"model": models, "augment": AUGMENTATIONS, "optim": OPTIMIZERS}
     for file in files:
         path = Path(file).resolve()
         if path in _loaded:
             continue
-        before = set(registry.names())
+        before = {group: set(table.names()) for group, table in tables.items()}
         _run_file(path)
         _loaded.add(path)
-        for name in set(registry.names()) - before:
-            _add_model(name, registry.options(name), hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for group, table in tables.items():
+            for name in sorted(set(table.names()) - before[group]):
+                _add(group, name, table.options(name), digest)
 
 
 def loaded_digest(name: str) -> str:
@@ -67,13 +82,20 @@ def loaded_digest(name: str) -> str:
     return getattr(CHOICES["model"].get(name), "loaded", "")
 
 
-def check_plugin(model: Any) -> None:
-    """Raise IntegrityError where a plugin's model was configured from another file than the one that is loaded."""
-    if model.name not in SHIPPED and not is_as_loaded(model):
-        raise IntegrityError(
-            f"`model.sha256` is {model.sha256!r}, and the file of {model.name} that is loaded has {model.loaded!r}: it "
-            "was edited since. Take the file as it was, or start a new run, which sets this key by itself."
-        )
+def added_options(group: str) -> dict[str, dict[str, Any]]:
+    """What plugins added to a group: the defaults of each option by its name."""
+    return {name: values for (of, name), values in _added.items() if of == group and name in classes(group)}
+
+
+def check_plugins(config: Any) -> None:
+    """Raise IntegrityError where a plugin's section was configured from another file than the one that is loaded."""
+    for group, section in own_sections(config).items():
+        if not is_as_loaded(section):
+            raise IntegrityError(
+                f"`{group}.sha256` is {section.sha256!r}, and the file of {section.name} that is loaded has "
+                f"{section.loaded!r}: it was edited since. Take the file as it was, or start a new run, which sets "
+                "this key by itself."
+            )
 
 
 def _run_file(path: Path) -> None:
@@ -81,7 +103,7 @@ def _run_file(path: Path) -> None:
         raise ConfigError(f"`plugins` names {str(path)!r}, which is no file.")
     if path.suffix != ".py":
         raise ConfigError(f"`plugins` names {str(path)!r}; a Python file's name must end in .py.")
-    spec = importlib.util.spec_from_file_location(f"cifarbench_plugin_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"{PLUGIN_MODULE}{path.stem}", path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -94,26 +116,59 @@ def _run_file(path: Path) -> None:
         raise ConfigError(f"the plugin {path} failed: {type(error).__name__}: {error}") from error
 
 
-def _add_model(name: str, options: dict[str, inspect.Parameter], digest: str) -> None:
-    """Make the model's keyword arguments its config keys, with their defaults as an option of the group."""
+def _add(group: str, name: str, options: Options, digest: str) -> None:
+    """Make what is registered an option of the group: its arguments are keys, with their defaults."""
     from hydra.core.config_store import ConfigStore
 
-    digest_key = key("Digest of the plugin's file, set by itself: a file that was edited is another recipe.")
-    fields: list[Any] = [("name", str, key("The model.", choices=[name])), ("sha256", str, digest_key)]
-    defaults: dict[str, Any] = {"name": name, "sha256": digest}
-    for argument, parameter in options.items():
-        kind, default = parameter.annotation, parameter.default
-        kind = {"int": int, "float": float, "bool": bool, "str": str}.get(kind, kind)
-        if argument in (*defaults, "loaded"):
-            raise ConfigError(f"the plugin model {name!r} takes {argument!r}, which is taken; give it another name.")
-        if kind not in (int, float, bool, str) or default is inspect.Parameter.empty:
-            raise ConfigError(
-                f"the plugin model {name!r} takes {argument!r}, which needs a type (int, float, bool or str) "
-                "and a default to become a key."
-            )
-        fields.append((argument, kind, key(f"Argument {argument} of {name}.")))
-        defaults[argument] = default
-    CHOICES["model"][name] = dataclasses.make_dataclass(
-        f"{name}Config", fields, frozen=True, kw_only=True, namespace={"loaded": digest}
-    )
-    ConfigStore.instance().store(group="model", name=name, node=defaults)
+    if name in shipped_options(group):
+        raise ConfigError(f"a plugin registers {group}={name}, which is shipped; give it another name.")
+    cls = _section_of(group, name, options, digest)
+    known = {field.name for field in dataclasses.fields(cls)}
+    said = {argument: parameter.default for argument, parameter in options.items()}
+    defaults = {"name": name, "sha256": digest, **_NOT_SAID, **said}
+    _added[group, name] = {argument: value for argument, value in defaults.items() if argument in known}
+    classes(group)[name] = cls
+    # An augmentation's further keys are those of the option `none`.
+    begins = {"defaults": ["none", "_self_"]} if group == "augment" else {}
+    ConfigStore.instance().store(group=group, name=name, node=begins | _added[group, name])
+
+
+def _section_of(group: str, name: str, options: Options, digest: str) -> type:
+    """The dataclass of the option's keys: those that every option of the group has, and its own arguments."""
+    base = _base(group, name, options)
+    shared = {field.name for field in dataclasses.fields(base)} if base else set()
+    own = {argument: _kind(group, name, argument, parameter) for argument, parameter in options.items()}
+    if group == "optim":
+        own = {argument: kind for argument, kind in own.items() if argument not in ("lr", "weight_decay")}
+    taken = [argument for argument in own if argument in {*shared, "name", "sha256", "loaded", "own_keys"}]
+    if taken:
+        raise ConfigError(f"the plugin's {group}={name} takes {taken[0]!r}, which is taken; give it another name.")
+    fields: list[Any] = [
+        ("name", str, key("As a plugin registered it.", choices=[name])),
+        ("sha256", str, key("Digest of the plugin's file, set by itself: a file that was edited is another recipe.")),
+        *((argument, kind, key(f"Argument {argument} of {name}.")) for argument, kind in own.items()),
+    ]
+    more = {"loaded": digest, "own_keys": tuple(own)}
+    bases = (base,) if base else ()
+    return dataclasses.make_dataclass(f"{name}Config", fields, bases=bases, frozen=True, kw_only=True, namespace=more)
+
+
+def _base(group: str, name: str, options: Options) -> type | None:
+    """The class whose keys every option of the group has; None for models, which have none in common."""
+    if group == "optim" and "lr" not in options:
+        raise ConfigError(f"the plugin's optim={name} takes no `lr`, which a schedule has to set; let it take one.")
+    if group == "optim":
+        return DecayingConfig if "weight_decay" in options else PlainConfig
+    return AugmentConfig if group == "augment" else None
+
+
+def _kind(group: str, name: str, argument: str, parameter: inspect.Parameter) -> type:
+    """The type of an argument that becomes a key."""
+    kind = _TYPES.get(parameter.annotation, parameter.annotation)
+    if kind not in (int, float, bool, str) or parameter.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"the plugin's {group}={name} takes {argument!r}, which needs a type (int, float, bool or str) "
+            "and a default to become a key."
+        )
+    found: type = kind
+    return found

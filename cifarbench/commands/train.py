@@ -10,7 +10,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.commands import sweep
-from cifarbench.commands.plugins import check_plugin, load_plugins, loaded_digest
+from cifarbench.commands.plugins import check_plugins, load_plugins, loaded_digest
 from cifarbench.config.load import differences, load, to_plain
 from cifarbench.config.quoting import quoted
 from cifarbench.config.schema import TrainConfig
@@ -55,7 +55,7 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     started = time.monotonic()
     load_plugins(values.get("plugins") or [])
     config = load(TrainConfig, _with_stored(values, directory, overrides))
-    check_plugin(config.model)
+    check_plugins(config)
     holder = runs.RunDirectory(directory)
     holder.acquire()
     try:
@@ -101,7 +101,7 @@ def follow() -> int:
             values, directory = told
             load_plugins(values["plugins"])
             config = load(TrainConfig, values)
-            check_plugin(config.model)
+            check_plugins(config)
             data = load_images(config.data)
             train(config, data, runs.RunDirectory(Path(directory)), Observer(), world, Clock(started=started))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from cifarbench.config.keys import key
+from cifarbench.config.own import is_own
 from cifarbench.errors import ConfigError
 
 
@@ -74,4 +75,7 @@ class AugmentConfig:
     def only_moves(self) -> bool:
         """Whether mirroring, cropping and cutout are all that is on."""
         colours = self.brightness, self.contrast, self.saturation, self.hue, self.gaussian_noise, self.salt_pepper
-        return not (self.warps or self.mixes or self.policy != "none" or any(colours))
+        return not (self.warps or self.mixes or self.policy != "none" or any(colours) or is_own(self))
+
+
+AUGMENTS: dict[str, type] = {}  # of plugins, each with keys of its own besides; all others are an AugmentConfig

@@ -21,6 +21,7 @@ _LATER_KEYS: dict[str, dict[str, Any]] = {
         "ema_start": "0%",
         "fork": None,
         "kernels": "torch",
+        "loss": "cross_entropy",
         "report": True,
         "size_until": [],
         "sizes": [],
@@ -35,6 +36,7 @@ _LATER_MODEL_KEYS: dict[str, dict[str, Any]] = {
     "vgg": {"whitening": False, "dirac": False, "stages": 5},
     "resnet": {"whitening": False, "dirac": False, "pooling": "stride", "head": "global_average"},
 }
+_LATER_OPTIM_KEYS = {"l1": 0.0}  # but of Muon
 _LATER_PLUGIN_KEYS = {"sha256": ""}
 
 
@@ -61,6 +63,13 @@ def shorten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _later(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    model = config.get("model")
-    name = str(model.get("name")) if isinstance(model, Mapping) else ""
-    return {**_LATER_KEYS, "model": _LATER_MODEL_KEYS.get(name, {} if name in SHIPPED else _LATER_PLUGIN_KEYS)}
+    model, optimizer = (_name(config.get(section)) for section in ("model", "optim"))
+    return {
+        **_LATER_KEYS,
+        "model": _LATER_MODEL_KEYS.get(model, {} if model in SHIPPED else _LATER_PLUGIN_KEYS),
+        "optim": {} if optimizer == "muon" else _LATER_OPTIM_KEYS,
+    }
+
+
+def _name(section: Any) -> str:
+    return str(section.get("name")) if isinstance(section, Mapping) else ""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifarbench.config.after import EnsembleConfig, EvalConfig, ExportConfig, PredictConfig, ReportConfig
+from cifarbench.config.augment import AUGMENTS, AugmentConfig
 from cifarbench.config.before import BaselineConfig, LRFindConfig, SanityConfig, SummaryConfig
 from cifarbench.config.history import shorten
 from cifarbench.config.judge import LeaderboardConfig, VerifyConfig
@@ -56,6 +57,8 @@ def load(cls: type[T], values: Mapping[str, Any]) -> T:
     """
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     sections = {name: choose(name, values.get(name)) for name in CHOICES if name in fields}
+    if "augment" in fields:
+        sections["augment"] = augment_class(values.get("augment"))
     return build(cls, values, sections=sections)
 
 
@@ -65,8 +68,28 @@ def choose(section: str, values: Any) -> type:
     if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
         raise ConfigError(f"`{section}` is {values!r}; choose one: {', '.join(f'{section}={n}' for n in table)}.")
     if values["name"] not in table:
-        raise unknown(section, values["name"], table)
+        raise _not_loaded(section, values) or unknown(section, values["name"], table)
     return table[values["name"]]
+
+
+def augment_class(values: Any) -> type:
+    """The dataclass of an augmentation: a plugin's where the `name` in the section's values is of one.
+
+    Raises:
+        ConfigError: it is of a plugin that is not loaded.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        return AugmentConfig
+    if values["name"] not in AUGMENTS and (error := _not_loaded("augment", values)):
+        raise error
+    return AUGMENTS.get(values["name"], AugmentConfig)
+
+
+def _not_loaded(section: str, values: Mapping[str, Any]) -> ConfigError | None:
+    """The error for a section that a plugin wrote, as its digest tells, whose file is not loaded; else None."""
+    if "sha256" not in values:
+        return None
+    return ConfigError(f"`{section}.name` is {values['name']!r}, of a plugin that is not loaded; add plugins=[FILE].")
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -100,7 +123,7 @@ def _telling(config: Any) -> Any:
     kept = {field.name: _telling(getattr(config, field.name)) for field in fields}
     if isinstance(config, TrainConfig):
         del kept["seed"]
-        kept["plugins"] = []  # as in every run without one; a plugin's code is told by `model.sha256`
+        kept["plugins"] = []  # as in every run without one; a plugin's code is told by its section's `sha256`
     return kept
 
 

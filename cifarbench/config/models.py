@@ -8,7 +8,6 @@ model takes images of 32 px alone.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from cifarbench.config.classics import AlexNetConfig, GoogLeNetConfig, LeNetConfig, LinearConfig, MLPConfig
 from cifarbench.config.keys import key
@@ -211,12 +210,3 @@ MODELS: dict[str, type] = {
     "speednet": SpeedNetConfig,
 }
 SHIPPED = frozenset(MODELS)  # plugins add to the table
-
-
-def is_as_loaded(model: Any) -> bool | None:
-    """Whether a plugin's model config, perhaps a stored one, is of the file that is loaded now.
-
-    None where that is not known: for a shipped model, and where an earlier version wrote the config.
-    """
-    recorded = getattr(model, "sha256", "")
-    return recorded == model.loaded if recorded else None

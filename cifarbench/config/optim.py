@@ -10,14 +10,24 @@ from cifarbench.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Optimizer:
+class PlainConfig:
+    """What every optimizer but Muon has, those of plugins too."""
+
+    name: str = key("The optimizer.")
     lr: float = key("Peak learning rate.", gt=0, le=1000)
+    l1: float = key("L1 penalty of weights, which leaves some at exactly 0: with sgd, this times Σ|w|.", ge=0, le=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecayingConfig(PlainConfig):
+    """An optimizer with weight decay."""
+
     weight_decay: float = key("Weight decay (for adamw decoupled, else added to the gradient).", ge=0, le=1)
     decay_norm_bias: bool = key("Whether weight decay also acts on biases and normalisation parameters.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGDConfig(_Optimizer):
+class SGDConfig(DecayingConfig):
     """Stochastic gradient descent (Sutskever et al., 2013, for the Nesterov form)."""
 
     name: str = key("The optimizer.", choices=["sgd"])
@@ -30,7 +40,7 @@ class SGDConfig(_Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamConfig(_Optimizer):
+class AdamConfig(DecayingConfig):
     """Adam (Kingma & Ba, 2015), and AdamW (Loshchilov & Hutter, 2019)."""
 
     name: str = key("The optimizer.", choices=["adam", "adamw"])
@@ -39,7 +49,7 @@ class AdamConfig(_Optimizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMSpropConfig(_Optimizer):
+class RMSpropConfig(DecayingConfig):
     """RMSprop (Tieleman & Hinton, 2012)."""
 
     name: str = key("The optimizer.", choices=["rmsprop"])

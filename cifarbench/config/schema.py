@@ -19,9 +19,10 @@ TTA = (
 )
 THREADS = "CPU threads; null: all cores."
 ROOT = "Folder of cifar-10-batches-py/; null: $CIFARBENCH_DATA, else the cache."
-PLUGINS = "Python files with models of your own, as named when training."
+PLUGINS = "Python files with models, augmentations or optimizers of your own, as named when training."
 KERNELS = ("auto", "torch")
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+LOSSES = ("cross_entropy", "mse", "mae")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 RECORDED = ("muon", "sgd", "adam", "adamw")  # optimizers that can take their rate from the device
 
@@ -70,6 +71,11 @@ class TrainerConfig:
     )
     stem_bias_until: str = key(
         "When the whitening layer's bias is frozen, and with it the whole layer: 3epochs, 100%.", unit="span"
+    )
+    loss: str = key(
+        "What training minimises: cross_entropy, or mse or mae of the softmax probabilities (mean over the classes); "
+        "validation and test report cross-entropy.",
+        choices=LOSSES,
     )
     label_smoothing: float = key("Probability spread evenly over all classes.", ge=0, lt=1)
     clip_norm: float = key("Largest gradient norm; 0 switches clipping off.", ge=0)
@@ -159,7 +165,8 @@ class TrainConfig:
 
     seed: int = key("Seed of weights, order, augmentation and dropout.", ge=0, lt=2**63)
     plugins: tuple[str, ...] = key(
-        "Python files with models of your own, run before the config is checked.", neutral=True
+        "Python files with models, augmentations or optimizers of your own, run before the config is checked.",
+        neutral=True,
     )
     data: Any
     split: SplitConfig
@@ -224,6 +231,7 @@ class DataVerbConfig:
     """Everything that `cifarbench data` needs."""
 
     action: str = key("What to do.", choices=["fetch", "check", "show", "duplicates"])
+    plugins: tuple[str, ...] = key("Python files with augmentations of your own, to show them.")
     seed: int = key("Seed of the augmentation that is shown.", ge=0, lt=2**63)
     rows: int = key("Images of each class that are shown.", unit="images", ge=1, le=50)
     out: str = key("Folder for what `show` and `duplicates` write.")

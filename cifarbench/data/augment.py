@@ -2,7 +2,7 @@
 
 The order is fixed, and a step whose settings are off costs nothing:
 
-1. on bytes: mirror, crop, affine resampling (bilinear, outside black), policy;
+1. on bytes: mirror, crop, affine resampling (bilinear, outside black), policy, and a plugin's own augmentation;
 2. on pixels in [0, 1]: brightness, contrast, saturation, hue, Gaussian noise, salt and pepper;
 3. normalised: cutout, whose zeros are the mean colour;
 4. `Augment.mix`, on what step 3 gave: mixup or CutMix with the image before it in the batch.
@@ -17,9 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cifarbench.config.augment import AugmentConfig
+from cifarbench.config.own import arguments, is_own
 from cifarbench.data import image_ops, policies
 from cifarbench.data.random import Draws
+from cifarbench.data.registry import OWN
 from cifarbench.data.split import Triple
+from cifarbench.errors import ConfigError
 
 
 class Augment:
@@ -36,6 +39,7 @@ class Augment:
         self.mean = mean
         self.std = std
         self.channels_last = channels_last
+        self.own = functools.partial(OWN.find(config.name), **arguments(config)) if is_own(config) else None
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Steps 1 to 3: (B, 3, H, W) uint8 to normalised (B, 3, H, W) float32.
@@ -55,7 +59,8 @@ class Augment:
 
     def move(self, images: Tensor, draws: Draws) -> Tensor:
         """Step 1: bytes to bytes of the same shape, or `images` itself where it is off."""
-        return self._policy(self._affine(self._crop(self._mirror(images, draws), draws), draws), draws)
+        moved = self._policy(self._affine(self._crop(self._mirror(images, draws), draws), draws), draws)
+        return self._changed(moved, draws) if self.own else moved
 
     def finish(self, moved: Tensor, draws: Draws) -> Tensor:
         """Steps 2 and 3, from the bytes of step 1: (B, 3, H, W) uint8 to normalised float32."""
@@ -167,6 +172,14 @@ class Augment:
             return policies.trivialaugment(images, draws)
         return images
 
+    def _changed(self, images: Tensor, draws: Draws) -> Tensor:
+        """What a plugin makes of bytes; ConfigError where it does not give as many of the same kind."""
+        assert self.own is not None
+        changed, wanted = self.own(images.clone(), draws), _kind(images)  # it may work in place
+        if _kind(changed) != wanted:
+            raise ConfigError(f"augment={self.config.name} gave {_kind(changed)}; it must give {wanted}, as it got.")
+        return changed
+
     def _colour(self, images: Tensor, draws: Draws) -> Tensor:
         """The ranges are those of torchvision's ColorJitter; its order is random, ours is not."""
         config = self.config
@@ -200,6 +213,10 @@ class Augment:
         centre = _centres("cutout", height, width, draws)
         hole = image_ops.box(centre, torch.full_like(centre, self.config.cutout), height, width)
         return images.masked_fill_(hole, 0.0)
+
+
+def _kind(images: object) -> str:
+    return f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
 
 
 def as_pixels(images: Tensor) -> Tensor:

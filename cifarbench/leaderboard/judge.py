@@ -10,7 +10,7 @@ from typing import Any
 
 from cifarbench import runs
 from cifarbench.config.load import differences, load
-from cifarbench.config.models import SHIPPED, is_as_loaded
+from cifarbench.config.own import is_as_loaded, own_sections
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import ImageSet
 from cifarbench.data.split import Parts
@@ -88,13 +88,18 @@ def _model(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
     count, recorded = count_parameters(found.trained.model), found.manifest["model"]["parameters"]
     if count != recorded:
         return "broken", f"run.json says {recorded:,} parameters, the rebuilt model has {count:,}"
-    if config.model.name in SHIPPED:
-        return "kept", f"{config.model.name} is shipped, {count:,} parameters, weights drawn from seed {config.seed}"
-    if is_as_loaded(config.model) is False:
-        return "broken", f"{config.model.name} was trained from another file than the one that `plugins` names"
-    foreign = {f"{type(module).__module__}.{type(module).__qualname__}" for module in found.trained.model.modules()}
-    shown = ", ".join(sorted(name for name in foreign if not name.startswith("torch.nn."))) or "torch.nn alone"
-    return "look", f"{count:,} parameters, code of the run's author; read the file that you named ({shown})"
+    own = own_sections(config)
+    edited = [section.name for section in own.values() if is_as_loaded(section) is False]
+    if edited:
+        return "broken", f"{edited[0]} was trained from another file than the one that `plugins` names"
+    named = ", ".join(f"{group}={section.name}" for group, section in own.items())
+    if "model" in own:
+        foreign = {f"{type(module).__module__}.{type(module).__qualname__}" for module in found.trained.model.modules()}
+        shown = ", ".join(sorted(name for name in foreign if not name.startswith("torch.nn."))) or "torch.nn alone"
+        return "look", f"{count:,} parameters, code of the run's author; read the file of {named} ({shown})"
+    if own:
+        return "look", f"{count:,} parameters, trained by code of the run's author; read the file of {named}"
+    return "kept", f"{config.model.name} is shipped, {count:,} parameters, weights drawn from seed {config.seed}"
 
 
 def _split(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:

@@ -15,3 +15,8 @@ def count_flops(model: nn.Module) -> int:
 def count_parameters(model: nn.Module) -> int:
     """Trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_zeros(model: nn.Module) -> int:
+    """Trainable parameters that are exactly 0, as an L1 penalty leaves them."""
+    return sum(int((parameter == 0).sum()) for parameter in model.parameters() if parameter.requires_grad)

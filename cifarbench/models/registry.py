@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import cifarbench.models
 from cifarbench.errors import ConfigError
+from cifarbench.tables import Table
 
 if TYPE_CHECKING:
     from torch import nn
 
 Class = TypeVar("Class", bound="type[nn.Module]")
 
-_TABLE: dict[str, type[nn.Module]] = {}
+_TABLE = Table("model", given=0)
 
 
 def register(name: str) -> Callable[[Class], Class]:
@@ -44,14 +45,7 @@ def register(name: str) -> Callable[[Class], Class]:
     def enter(cls: Class) -> Class:
         if not cls.__module__.startswith(f"{cifarbench.models.__name__}."):
             _load_shipped()
-        if name in _TABLE:
-            taken = f"{_TABLE[name].__module__}.{_TABLE[name].__qualname__}"
-            raise ConfigError(
-                f'model name "{name}" is registered twice: {taken} has it, so '
-                f"{cls.__module__}.{cls.__qualname__} needs another name."
-            )
-        _TABLE[name] = cls
-        return cls
+        return _TABLE.register(name)(cls)
 
     return enter
 
@@ -73,7 +67,7 @@ def build(name: str, **options: object) -> nn.Module:
 def names() -> tuple[str, ...]:
     """Every registered name, sorted."""
     _load_shipped()
-    return tuple(sorted(_TABLE))
+    return _TABLE.names()
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
@@ -82,7 +76,8 @@ def options(name: str) -> dict[str, inspect.Parameter]:
     Raises:
         ConfigError: for an unknown name.
     """
-    return dict(inspect.signature(_find(name)).parameters)
+    _find(name)
+    return _TABLE.options(name)
 
 
 def unknown(kind: str, name: object, known: Iterable[object]) -> ConfigError:
@@ -96,7 +91,8 @@ def unknown(kind: str, name: object, known: Iterable[object]) -> ConfigError:
 def _find(name: str) -> type[nn.Module]:
     if name not in names():
         raise unknown("model", name, names())
-    return _TABLE[name]
+    found: type[nn.Module] = _TABLE.find(name)
+    return found
 
 
 def _check_options(name: str, given: dict[str, object]) -> None:

@@ -27,7 +27,7 @@ def _eager(kind: type[Optimizer]) -> type[Optimizer]:
     step: Any = kind.step
     while hasattr(step, "hooked"):  # what the first optimizer of a class puts around it, for profilers
         step = step.__wrapped__
-    if step.__code__.co_name != "_use_grad":
+    if getattr(getattr(step, "__code__", None), "co_name", "") != "_use_grad":
         return kind
     plain = torch.no_grad()(step.__wrapped__)
     return type(kind.__name__, (kind,), {"step": plain, "__module__": kind.__module__})

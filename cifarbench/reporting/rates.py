@@ -40,7 +40,7 @@ def rate_figure(
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("learning rate (optim.lr)", color=_INK)
-    axes.set_ylabel("training loss, nats", color=_INK)
+    axes.set_ylabel("training loss", color=_INK)
     axes.set_title(f"Learning-rate range test: {title}", color=_INK, pad=10)
     axes.tick_params(colors=_INK)
     axes.spines[["top", "right"]].set_visible(False)

@@ -28,13 +28,6 @@ PARTS = ("model", "optimizer", "scheduler", "ema", "rng", "progress", "config", 
 _LIMIT_BYTES = 8 << 30
 _MARK = b"cifarbench-sha256:"
 _COMMENT_BYTES = len(_MARK) + 64
-_SLOTS: dict[str, set[str]] = {
-    "SGD": set(),
-    "Adam": {"step", "exp_avg", "exp_avg_sq"},
-    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
-    "RMSprop": {"step", "square_avg"},
-    "Muon": {"momentum_buffer"},
-}
 _NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_tensor_v2"
     r"|torch (Float|Double|Half|BFloat16|Byte|Char|Short|Int|Long|Bool)Storage"
@@ -230,33 +223,6 @@ def load_weights(module: nn.Module, weights: Any, path: Path | str) -> None:
     if bad:
         raise IntegrityError(f"{path} is refused: its weight {bad} is not finite.")
     module.load_state_dict(weights)
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Any, path: Path | str) -> None:
-    """Copy an optimizer's state after comparing its groups and shapes, which torch itself does not.
-
-    Raises:
-        IntegrityError: the state belongs to another optimizer or model.
-    """
-    expected = optimizer.state_dict()
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    try:
-        slots = [set(values) for values in state["state"].values()]
-        groups = [(len(group["params"]), set(group)) for group in state["param_groups"]]
-        fits = groups == [(len(group["params"]), set(group)) for group in expected["param_groups"]]
-        fits = fits and state["name"] == type(optimizer).__name__
-        fits = fits and all(slot == slots[0] for slot in slots) and (not slots or slots[0] >= _SLOTS[state["name"]])
-        fits = fits and all(isinstance(group["lr"], float) for group in state["param_groups"])
-        for index, values in state["state"].items():
-            shape = parameters[index].shape
-            fits = fits and all(
-                value.shape == shape for value in values.values() if isinstance(value, Tensor) and value.ndim > 0
-            )
-    except (TypeError, KeyError, IndexError, AttributeError) as error:
-        raise IntegrityError(f"{path} holds no optimizer state where it should be ({error!r}).") from error
-    if not fits:
-        raise IntegrityError(f"{path} holds the state of another optimizer or model than {type(optimizer).__name__}.")
-    optimizer.load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
 
 
 def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -119,3 +119,10 @@ def say_what_time_is_left(training: Training, clock: Clock) -> None:
     if limit is not None and not progress.ended and clock.share() < _MOSTLY:
         note = training.observer.note
         note(f"{progress.epoch} epochs took {clock.share():.0%} of {limit}: for all of it raise trainer.epochs")
+
+
+def say_what_is_zero(training: Training, model: dict[str, int]) -> None:
+    """Note how many parameters an L1 penalty left at 0; `model` is of run.json."""
+    if getattr(training.config.optim, "l1", 0.0):
+        zeros, total = model["zeros"], model["parameters"]
+        training.observer.note(f"{zeros:,} of {total:,} parameters are 0 ({zeros / total:.1%}), by optim.l1")

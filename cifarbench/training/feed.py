@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cifarbench.config.augment import AugmentConfig
+from cifarbench.config.own import is_own
 from cifarbench.data import image_ops
 from cifarbench.data.augment import Augment
 from cifarbench.data.batches import epoch_order
@@ -99,7 +100,7 @@ class Feed:
 
 
 def _piece(config: AugmentConfig) -> int:
-    return _WARPED_PIECE if config.warps or config.policy != "none" else _PIECE
+    return _WARPED_PIECE if config.warps or config.policy != "none" or is_own(config) else _PIECE
 
 
 @functools.lru_cache(maxsize=2)

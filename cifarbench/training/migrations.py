@@ -4,7 +4,7 @@ Schema 2 wrote whitening, growing sizes and further keys into the config, and ea
 into the optimizer's state. Schema 3 wrote `trainer.untimed_steps`, and the seconds of such steps into the progress;
 schema 4 wrote `trainer.checkpoint_epochs`, schema 5 `trainer.kernels` and the `model.init` of simple_cnn, schema 6 the
 `model.sha256` of plugins, schema 7 the `model.stages` of vgg, schema 8 `trainer.compile_mode`, schema 9
-`trainer.cuda_graphs`.
+`trainer.cuda_graphs`, schema 10 `trainer.loss` and the `optim.l1` of every optimizer but Muon.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from cifarbench.config.history import complete
 
-SCHEMA = 9
+SCHEMA = 10
 
 
 def migrate(state: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from cifarbench import runs
 from cifarbench.compute import Compute, choose_compute, make_deterministic
-from cifarbench.config.models import is_as_loaded
+from cifarbench.config.own import is_as_loaded, own_sections
 from cifarbench.config.schema import TrainConfig
 from cifarbench.data.dataset import CLASSES
 from cifarbench.data.synthetic import CLASSES as DRAWN_CLASSES
@@ -125,8 +125,9 @@ def restore(path: Path, root: str | None = None) -> Trained:
     """
     state = checkpoint.load(path)
     config = stored_config(state, path)
-    if is_as_loaded(config.model) is False:
-        print(f"cifarbench: the file of {config.model.name} was edited since {path} was trained", file=sys.stderr)
+    for section in own_sections(config).values():
+        if is_as_loaded(section) is False:
+            print(f"cifarbench: the file of {section.name} was edited since {path} was trained", file=sys.stderr)
     config = dataclasses.replace(config, data=without_addresses(config.data, root))
     passport = checkpoint.passport_of(path, state)
     model = build_model(config)

@@ -64,9 +64,7 @@ def stored_config(state: dict[str, Any], path: Path) -> TrainConfig:
     try:
         return load(TrainConfig, state["config"])
     except ConfigError as error:
-        raise IntegrityError(
-            f"{path} holds a config that is not ours: {error} If the model is your own, add plugins=[FILE]."
-        ) from error
+        raise IntegrityError(f"{path} holds a config that is not ours: {error}") from error
 
 
 def _other_images(state: dict[str, Any], passport: dict[str, Any], path: Path) -> list[str]:

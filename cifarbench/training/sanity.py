@@ -25,6 +25,7 @@ from cifarbench.errors import ConfigError
 from cifarbench.models import layers
 from cifarbench.models.efficientnet_lite import StochasticDepth
 from cifarbench.training.loop import Training
+from cifarbench.training.losses import loss_sum
 from cifarbench.training.phases import FULL
 from cifarbench.training.probe import balanced
 
@@ -111,15 +112,15 @@ def _batch(training: Training, positions: Tensor) -> tuple[Tensor, Tensor]:
     return images.contiguous(memory_format=layout), setting.train.targets[positions]
 
 
-def _loss(training: Training, images: Tensor, targets: Tensor) -> Tensor:
+def _logits(training: Training, images: Tensor) -> Tensor:
     with training.setting.compute.autocast():
-        logits = training.model(images).float()
-    return F.cross_entropy(logits, targets)
+        return training.model(images).float()
 
 
 def _first_loss(training: Training, positions: Tensor) -> Check:
+    images, targets = _batch(training, positions)
     with torch.no_grad(), _still(training.model):
-        loss = _loss(training, *_batch(training, positions)).item()
+        loss = F.cross_entropy(_logits(training, images), targets).item()
     return Check(
         "first loss",
         f"{loss:.3f}",
@@ -143,7 +144,7 @@ def _dead(training: Training, positions: Tensor) -> Check:
     acts = [(name, module) for name, module in training.model.named_modules() if isinstance(module, kinds)]
     hooks = [m.register_forward_hook(lambda m, i, o, name=name: look(name, o)) for name, m in acts]
     with torch.no_grad(), _still(training.model):
-        _loss(training, *_batch(training, positions))
+        _logits(training, _batch(training, positions)[0])
     for hook in hooks:
         hook.remove()
     worst = max(shares, key=lambda name: shares[name]) if shares else ""
@@ -160,15 +161,19 @@ def _dead(training: Training, positions: Tensor) -> Check:
 
 
 def _by_heart(training: Training, positions: Tensor, steps: int) -> tuple[Check, Check]:
-    """Train on one batch with the config's optimizer, warmed up and then let out; look at gradients on the way."""
+    """Train on one batch with the config's loss and optimizer, warmed up and then let out; gradients on the way.
+
+    What was learned is told in nats of cross-entropy, whatever is minimised.
+    """
     images, targets = _batch(training, positions)
     losses: list[float] = []
     norms: dict[str, float] = {}
     started = time.perf_counter()
     with _still(training.model):
         for step in range(steps):
-            loss = _loss(training, images, targets)
-            losses.append(loss.item())
+            logits = _logits(training, images)
+            losses.append(F.cross_entropy(logits.detach(), targets).item())
+            loss = loss_sum(logits, targets, training.trainer.loss, smoothing=0.0) / len(targets)
             training.scaler.scale(loss).backward()
             training.scaler.unscale_(training.optimizer)
             if step == min(_WARM, steps - 1):

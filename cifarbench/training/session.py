@@ -21,13 +21,19 @@ from cifarbench.data.split import Parts, channel_statistics, split
 from cifarbench.errors import ConfigError
 from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import EVAL_BATCH, predict
-from cifarbench.models.flops import count_flops, count_parameters
+from cifarbench.models.flops import count_flops, count_parameters, count_zeros
 from cifarbench.models.registry import build
 from cifarbench.models.whitening import SAMPLE, fit_stems
 from cifarbench.runs import shown_path
 from cifarbench.seeds import derive
 from cifarbench.training import checkpoint
-from cifarbench.training.checks import check_model, check_sizes, say_what_is_unused, say_what_time_is_left
+from cifarbench.training.checks import (
+    check_model,
+    check_sizes,
+    say_what_is_unused,
+    say_what_is_zero,
+    say_what_time_is_left,
+)
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
 from cifarbench.training.loop import Training
@@ -209,8 +215,10 @@ def _facts(
     run: runs.RunDirectory,
 ) -> RunFacts:
     config, progress = training.config, training.progress
+    names = [config.model.name, config.optim.name, config.scheduler.name, config.augment.name]
+    names += [] if config.trainer.loss == "cross_entropy" else [f"{config.trainer.loss} loss"]
     return RunFacts(
-        title=f"{config.model.name} · {config.optim.name} · {config.scheduler.name} · {config.augment.name}",
+        title=" · ".join(names),
         directory=shown_path(run.path),
         epochs=config.trainer.epochs,
         steps_per_epoch=training.length.steps_per_epoch,
@@ -257,6 +265,7 @@ def _score(
     checkpoint.load_weights(target, weights, path)
     if world.is_first:
         _finish(run, training, tested, trained)
+        say_what_is_zero(training, run.manifest["model"])
     if not config.trainer.test:
         return Outcome(None, None, parts, tested, training.scored)
     if world.is_first:
@@ -285,6 +294,7 @@ def _finish(
     progress = training.progress
     best = {"epoch": progress.best_epoch, "val_accuracy": progress.best_accuracy} if progress.best_epoch else None
     run.update(
+        model={**run.manifest["model"], "zeros": count_zeros(training.scored)},
         best=best,
         tested=tested,
         ended=progress.ended or "epochs",

@@ -10,7 +10,7 @@ import torch
 
 from cifarbench.config.load import to_plain
 from cifarbench.errors import IntegrityError
-from cifarbench.training import checkpoint
+from cifarbench.training import checkpoint, optimizer_state
 from cifarbench.training.setting import Progress
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def state_of(training: Training) -> dict[str, Any]:
     progress.seconds, progress.untimed = clock.elapsed(), clock.untimed
     return {
         "model": training.model.state_dict(),
-        "optimizer": {"name": type(training.optimizer).__name__, **training.optimizer.state_dict()},
+        "optimizer": optimizer_state.saved(training.optimizer),
         "scheduler": {"name": config.scheduler.name, **training.plateau.state()},
         "ema": training.ema.state_dict() if training.ema else {},
         "scaler": training.scaler.state_dict(),
@@ -38,7 +38,7 @@ def state_of(training: Training) -> dict[str, Any]:
 def restore(training: Training, state: dict[str, Any], path: Path) -> None:
     """Go on from the state that was loaded from `path`; IntegrityError where it does not fit."""
     checkpoint.load_weights(training.model, state["model"], path)
-    checkpoint.load_optimizer(training.optimizer, state["optimizer"], path)
+    optimizer_state.load(training.optimizer, state["optimizer"], path)
     if training.ema:
         checkpoint.load_weights(training.ema, state["ema"], path)
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cifarbench.compute import draw_from, widest_float
@@ -28,6 +27,7 @@ from cifarbench.seeds import derive
 from cifarbench.training.averaging import Average
 from cifarbench.training.feed import Feed
 from cifarbench.training.health import Health
+from cifarbench.training.losses import loss_sum
 from cifarbench.training.phases import Phases
 from cifarbench.training.replay import Rates, Replay, records_steps
 from cifarbench.training.setting import Progress, Setting
@@ -108,18 +108,19 @@ class Steps:
         with self.setting.compute.autocast():
             logits = self.forward(images)
         smoothing = self.trainer.label_smoothing
-        if self.gpu_kernels and targets.ndim == 1:  # which come with recorded steps, and so with batches in one pass
+        minimised = self.trainer.loss
+        if self.gpu_kernels and targets.ndim == 1 and minimised == "cross_entropy":
+            # They come with recorded steps, and so with batches in one pass.
             loss = gpu.CrossEntropy.apply(logits, targets, smoothing, self.totals)
             loss.backward()
             return loss.detach()
-        logits = logits.float()
-        loss_sum = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
-        loss = loss_sum / batch
+        total = loss_sum(logits.float(), targets, minimised, smoothing)
+        loss = total / batch
         self.scaler.scale(loss).backward()
         labels = targets if targets.ndim == 1 else targets.argmax(1)
         right = (logits.detach().argmax(1) == labels).sum()
         seen = torch.full_like(right, len(labels))
-        self.totals += torch.stack([loss_sum.detach(), right, seen]).to(self.totals.dtype)
+        self.totals += torch.stack([total.detach(), right, seen]).to(self.totals.dtype)
         return loss.detach()
 
     def _update(self) -> None:

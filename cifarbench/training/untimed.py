@@ -15,6 +15,7 @@ from cifarbench.data.split import Portion
 from cifarbench.evaluation.predict import batch_on
 from cifarbench.training.health import Health
 from cifarbench.training.loop import Training
+from cifarbench.training.optimizer_state import is_shipped
 
 
 def take_untimed_steps(training: Training, count: int) -> float:
@@ -52,8 +53,16 @@ def take_untimed_steps(training: Training, count: int) -> float:
 def _put_back(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
     """Bring the optimizer's state back in the tensors that it lies in, which recorded steps go on with.
 
-    A state that a parameter did not have becomes zeros, with which every optimizer here begins.
+    A state that a parameter did not have becomes zeros, with which every optimizer here begins. A plugin's begins as it
+    likes, and its steps are not recorded: it is given back what it had, and nothing else.
     """
+    if not is_shipped(optimizer):
+        optimizer.state.clear()
+        for group, values in zip(optimizer.param_groups, kept["param_groups"], strict=True):
+            for name in set(group) - set(values):
+                del group[name]
+        optimizer.load_state_dict(kept)
+        return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):
         saved = kept["state"].get(index, {})

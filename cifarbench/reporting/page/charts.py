@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 460, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 24, 14, 42
 COLOURS = 10  # series classes c0 … c9 of the style sheet
 
 
@@ -35,10 +35,20 @@ class Axis:
     percent: bool = False
 
     def text(self, value: float) -> str:
-        """A tick's label."""
+        """A tick's label, in as many digits as tell it from its neighbours, four or more."""
         if self.percent:
-            return f"{100 * value:.4g} %"
-        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+            return f"{100 * value:.{self._digits}g} %"
+        return f"{value:.{self._digits}g}" if abs(value) < 10_000 else f"{value:,.0f}"
+
+    @property
+    def _digits(self) -> int:
+        """From the first one of the largest tick to the last one of the step between two."""
+        if len(self.ticks) < 2:
+            return 4
+        step, largest = self.ticks[1] - self.ticks[0], max(abs(tick) for tick in self.ticks)
+        scale = 10.0 ** math.floor(math.log10(step) + 1e-9)
+        unit = scale if round(step / scale, 6).is_integer() else scale / 10
+        return max(4, math.floor(math.log10(largest / unit) + 1e-9) + 1)
 
 
 def axis(label: str, values: Sequence[float], percent: bool = False, whole: bool = False) -> Axis:

@@ -47,9 +47,15 @@ class Record:
         return self.path.resolve().name
 
     @property
+    def minimised(self) -> str:
+        """The name of the loss that training minimised: cross_entropy, before there was a choice."""
+        return str(look(self.config, "trainer", "loss") or "cross_entropy")
+
+    @property
     def title(self) -> str:
         """Model, optimizer, schedule and augmentation, as the console heads a run."""
         names = [look(self.config, section, "name") for section in ("model", "optim", "scheduler", "augment")]
+        names += [] if self.minimised == "cross_entropy" else [f"{self.minimised} loss"]
         return " · ".join(str(name) for name in names if name is not None) or self.name
 
 

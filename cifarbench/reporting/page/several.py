@@ -148,7 +148,7 @@ def _curves(records: Sequence[Record]) -> list[dict[str, Any]]:
     charts = [
         ("Validation accuracy", "val_accuracy", True),
         ("Validation loss", "val_loss", False),
-        ("Training loss", "train_loss", False),
+        *([("Training loss", "train_loss", False)] if len({record.minimised for record in records}) == 1 else []),
         ("Learning rate", "lr", False),
     ]
     found = []

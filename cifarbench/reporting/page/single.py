@@ -87,15 +87,19 @@ def command(record: Record) -> str | None:
 
 def curves(record: Record) -> list[dict[str, Any]]:
     """Loss, accuracy, learning rate and throughput over the epochs, each with a chart and its legend."""
+    loss = record.minimised
+    losses: list[tuple[str, tuple[str, ...], bool]] = [("Loss", ("train_loss", "val_loss"), False)]
+    if loss != "cross_entropy":  # which validation reports whatever is minimised
+        losses = [(f"Training loss, {loss}", ("train_loss",), False), ("Cross-entropy", ("val_loss",), False)]
     charts = [
-        ("Loss", ("train_loss", "val_loss"), False),
+        *losses,
         ("Accuracy", ("train_accuracy", "val_accuracy"), True),
         ("Learning rate", ("lr",), False),
         ("Images per second", ("images_per_second",), False),
     ]
     found = []
     for title, keys, percent in charts:
-        lines = [_series(record, key, _LINES[key], index) for index, key in enumerate(keys)]
+        lines = [_series(record, key, _LINES[key], int(key.startswith("val_"))) for key in keys]
         lines = [line for line in lines if any(value is not None for _, value in line.points)]
         chart = line_chart(f"{title} by epoch", lines, "epoch", percent)
         if chart is not None:
@@ -159,7 +163,7 @@ def timing(record: Record) -> list[tuple[str, str]]:
         ("time limit", _text(look_at("timing", "max_time"))),
         ("epochs", f"{len(record.rows):,}"),
         ("images per second", count(sorted(speeds)[len(speeds) // 2]) if speeds else "–"),
-        ("parameters", count(record.number("model", "parameters"))),
+        ("parameters", _parameters(record)),
         ("FLOP per image", _mega(record.number("model", "flops"))),
         ("device", device),
         ("precision", _text(look_at("environment", "precision"))),
@@ -171,6 +175,14 @@ def timing(record: Record) -> list[tuple[str, str]]:
         ("torch, Python", f"{_text(look_at('environment', 'torch'))}, {_text(look_at('environment', 'python'))}"),
         ("cifarbench", _text(look_at("environment", "cifarbench"))),
     ]
+
+
+def _parameters(record: Record) -> str:
+    """Their number, and how many of them an L1 penalty brought to 0."""
+    total, zeros = record.number("model", "parameters"), record.number("model", "zeros")
+    if not look(record.config, "optim", "l1") or not total or zeros is None:
+        return count(total)
+    return f"{count(total)}, of them {count(zeros)} are 0 ({zeros / total:.1%})"
 
 
 def _text(value: Any) -> str:
