@@ -189,12 +189,7 @@ def _move(training: Training, step: int, steps: int) -> None:
     """An optimizer step: the rate rises over a tenth of the steps to the config's peak, then falls to nothing."""
     share = min((step + 1) / (steps / 10), (steps - step) / (steps * 0.9), 1.0)
     training.scale_rates(share)
-    if training.trainer.clip_norm:
-        nn.utils.clip_grad_norm_(training.model.parameters(), training.trainer.clip_norm)
-    with training.lent_rates():
-        training.scaler.step(training.optimizer)
-    training.scaler.update()
-    training.optimizer.zero_grad(set_to_none=True)
+    training.move()
 
 
 def _learned(training: Training, losses: list[float], steps: int, seconds: float) -> Check:

@@ -126,14 +126,18 @@ class Steps:
     def _update(self) -> None:
         """One step of the optimizer, and of the average, by the gradients, which are gone then."""
         self.scaler.unscale_(self.optimizer)
+        self.move()
+        if self.ema:
+            self.ema.take(self.model)
+
+    def move(self) -> None:
+        """The optimizer's step by gradients that are no longer scaled; they are gone then."""
         if self.trainer.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.trainer.clip_norm)
         with self.lent_rates():
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.ema:
-            self.ema.take(self.model)
 
     def lent_rates(self) -> AbstractContextManager[None]:
         """Within it the optimizer steps as it does in this run: where steps are recorded, by rates on the device."""
