@@ -117,5 +117,7 @@ def _show(value: Any) -> str:
 
 
 def _wrapped(indent: str, text: str, width: int, heading: str = "") -> str:
-    lines = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=" " * len(indent))
+    lines = textwrap.fill(
+        text, width, initial_indent=indent, subsequent_indent=" " * len(indent), break_on_hyphens=False
+    )
     return f"{heading}\n{lines}" if heading else lines
