@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from types import FrameType
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
 PLUGIN_MODULE = "cifarbench_plugin_"  # what the name of a module begins with that a file of the user's own becomes
@@ -82,8 +83,12 @@ def _plugin_of(error: Exception) -> str | None:
     import traceback
 
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    files = [frame.f_code.co_filename for frame in frames if frame.f_globals["__name__"].startswith(PLUGIN_MODULE)]
+    files = [frame.f_code.co_filename for frame in frames if _module_of(frame).startswith(PLUGIN_MODULE)]
     return files[-1] if files else None
+
+
+def _module_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))  # code of `eval` may have none
 
 
 def is_out_of_memory(error: Exception) -> bool:

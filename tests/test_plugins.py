@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import FunctionType
+
 import pytest
 import torch
 from conftest import TINY, manifest_of, mark_interrupted, rows_of, tiny_config
@@ -16,6 +18,7 @@ from cifarbench.data.augment import Augment
 from cifarbench.data.load import load_images
 from cifarbench.data.random import Draws
 from cifarbench.data.split import split
+from cifarbench.errors import explain
 from cifarbench.training import checkpoint
 from cifarbench.training.feed import Feed
 
@@ -205,10 +208,11 @@ def test_a_run_is_not_gone_on_with_by_an_edited_optimizer(cli, tmp_path, write):
         ),
         (OPTIMIZER.replace('"{name}"', '"sgd"'), "optim=sgd, which is shipped"),
         (AUGMENTATION.replace("bits: int = 4", "flip: int = 4"), "'flip', which is taken"),
+        (AUGMENTATION.replace("bits: int = 4", "warps: int = 4"), "'warps', which is taken"),
         (AUGMENTATION.replace('register("{name}")', 'register("cutout")'), "augment=cutout, which is shipped"),
         (AUGMENTATION.replace("images, draws, *", "images, *"), "must take 2 arguments by place"),
     ],
-    ids=["no-lr", "no-type", "taken", "sgd", "flip", "cutout", "no-draws"],
+    ids=["no-lr", "no-type", "taken", "sgd", "flip", "warps", "cutout", "no-draws"],
 )
 def test_what_cannot_become_an_option_is_told_why(cli, write, text, told, request):
     name = "bad_" + request.node.callspec.id.replace("-", "_")
@@ -265,10 +269,14 @@ class Rich(torch.optim.Optimizer):
                         state["slow"] = weight.double().clone()
                         state["count"] = torch.zeros(1, dtype=torch.int64)
                         state["since"] = 0
+                        state["mode"], state["all"] = "warm", {"losses": [weight.double().sum()], "n": (1, None)}
                     state["count"] += 1
                     state["since"] += 1
                     state["slow"] += 1e-3 * (weight.double() - state["slow"]) / state["count"]
+                    state["all"]["losses"].append(weight.double().sum() / 3)
+                    assert state["mode"] == "warm"
                     weight.sub_(group["lr"] * weight.grad + (1e-3 * (weight - state["slow"])).float())
+                    weight.sub_(1e-9 * sum(state["all"]["losses"]))
                     weight.mul_(1 - 1e-5 * group["steps"] - 1e-5 * shared["steps"])
 """
 
@@ -279,19 +287,34 @@ def test_plain_state_of_an_optimizer_outlives_a_stop_and_untimed_steps(cli, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "copy", _interrupt)
         assert cli(*words, "hydra.run.dir=cut").code == 130
-    assert cli(*words, "hydra.run.dir=cut").code == 0
+    assert cli(*words, "trainer.untimed_steps=2", "hydra.run.dir=cut").code == 0
     assert cli(*words, "trainer.untimed_steps=2", "hydra.run.dir=rehearsed").code == 0
     kept = checkpoint.load(tmp_path / "cut/checkpoints/last.pt")["optimizer"]["state"][0]
     assert (kept["slow"].dtype, kept["count"].dtype, int(kept["count"])) == (torch.float64, torch.int64, kept["since"])
+    assert [loss.dtype for loss in kept["all"]["losses"]] == [torch.float64] * (kept["since"] + 1)
     weights = {run: manifest_of(tmp_path / run)["weights"] for run in ("whole", "cut", "rehearsed")}
     assert len(set(weights.values())) == 1
 
 
-def test_state_that_no_checkpoint_may_hold_is_refused_at_the_first_save(cli, write):
-    text = RICH.replace('shared["steps"] = ', 'shared["kept"] = {1}; shared["steps"] = ')
-    ended = cli("train", *NO_OPTIMIZER, write(text, "rich_two"), "optim=rich_two")
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        ("{1}", "a set"),
+        ("torch.Size([1])", "a Size"),
+        ("torch.nn.Parameter(torch.ones(1))", "a torch.float32 Parameter"),
+        ("torch.ones(1, dtype=torch.complex64)", "a torch.complex64 Tensor"),
+        ("torch.eye(2).to_sparse()", "a torch.float32 Tensor"),
+        ("[{(1, 2): {3}}]", "a set"),
+    ],
+    ids=["set", "size", "parameter", "complex", "sparse", "nested"],
+)
+def test_state_that_no_checkpoint_may_hold_is_refused_at_the_first_save(cli, write, value, named, request):
+    name = f"rich_{request.node.callspec.id}"
+    text = RICH.replace('shared["steps"] = ', f'shared["kept"] = {value}; shared["steps"] = ')
+    ended = cli("train", *NO_OPTIMIZER, write(text, name), f"optim={name}")
     assert ended.code == 2, ended.err
-    assert "optimizer Rich keeps `kept`, a set, in its state" in ended.err
+    assert "optimizer Rich keeps `" in ended.err
+    assert named in ended.err
 
 
 IN_PLACE = AUGMENTATION.replace("return torch.where(", "images.copy_(torch.where(").replace(
@@ -329,3 +352,12 @@ def test_a_misspelt_name_or_key_of_a_plugin_finds_the_plugins_own(cli, write):
     assert (ended.code, 'Did you mean "augment.bits"' in ended.err) == (2, True), ended.err
     ended = cli("train", *TINY, plugin, "augment=coarse_tem")
     assert (ended.code, 'Did you mean "coarse_ten"' in ended.err) == (2, True), ended.err
+
+
+def test_an_error_in_code_of_no_module_is_told_in_one_line():
+    """As torch makes such code."""
+    nameless = FunctionType(compile("1 / 0", "made", "eval"), {})
+    with pytest.raises(ZeroDivisionError) as raised:
+        nameless()
+    sentence, code = explain(raised.value)
+    assert (code, sentence[:24]) == (1, "a bug: ZeroDivisionError")

@@ -449,7 +449,18 @@ def test_the_bins_give_the_calibration_error():
 
 @pytest.mark.parametrize(
     "values",
-    [[0.0, 1.0], [0.123, 0.987], [1e-6, 3e-6], [5.0], [-3.0, 7e4], [0.0, 0.0], [2.303, 2.3037], [0.07288, 0.07293]],
+    [
+        [0.0, 1.0],
+        [0.123, 0.987],
+        [1e-6, 3e-6],
+        [5.0],
+        [-3.0, 7e4],
+        [0.0, 0.0],
+        [2.303, 2.3037],
+        [0.07288, 0.07293],
+        [9000.0, 9000 + 1.9e-12],
+        [1e17, 1e17 + 16],
+    ],
 )
 def test_axes_span_their_values_with_a_few_round_ticks(values):
     scale = axis("", values)

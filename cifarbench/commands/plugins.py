@@ -136,7 +136,7 @@ def _add(group: str, name: str, options: Options, digest: str) -> None:
 def _section_of(group: str, name: str, options: Options, digest: str) -> type:
     """The dataclass of the option's keys: those that every option of the group has, and its own arguments."""
     base = _base(group, name, options)
-    shared = {field.name for field in dataclasses.fields(base)} if base else set()
+    shared = {*(field.name for field in dataclasses.fields(base)), *vars(base)} if base else set()
     own = {argument: _kind(group, name, argument, parameter) for argument, parameter in options.items()}
     if group == "optim":
         own = {argument: kind for argument, kind in own.items() if argument not in ("lr", "weight_decay")}

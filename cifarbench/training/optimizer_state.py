@@ -5,6 +5,7 @@ torch's own `load_state_dict` compares neither names nor shapes, and brings ever
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ _SLOTS: dict[str, set[str]] = {
     "Muon": {"momentum_buffer"},
 }
 _OURS = ("torch.optim.", "cifarbench.optim.")  # where these come from
-_PLAIN = (Tensor, int, float, bool, str, type(None))
+_PLAIN = (int, float, bool, str, type(None))
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
 
 def is_shipped(optimizer: Optimizer) -> bool:
@@ -47,14 +50,21 @@ def saved(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _odd(value: Any, place: str) -> str | None:
-    """The first value that is not plain: "`buffer`, a deque"."""
-    if isinstance(value, dict):
-        named = [(str(name), inner) for name, inner in value.items()]
-    elif isinstance(value, list | tuple):
+    """The first value that a checkpoint's reader would refuse, which takes no subclasses: "`buffer`, a deque,"."""
+    kind = type(value)
+    if kind is Tensor and value.layout is torch.strided and value.dtype in _FLOATS + _WHOLE:
+        return None
+    if kind in (dict, OrderedDict):
+        named = [(str(name), part) for name, inner in value.items() for part in (name, inner)]
+    elif kind in (list, tuple):
         named = [(place, inner) for inner in value]
     else:
-        return None if type(value) in _PLAIN or isinstance(value, Tensor) else f"`{place}`, a {type(value).__name__},"
+        return None if kind in _PLAIN else f"`{place}`, a {_told(value)},"
     return next((found for name, inner in named if (found := _odd(inner, name))), None)
+
+
+def _told(value: Any) -> str:
+    return f"{value.dtype} {type(value).__name__}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def load(optimizer: Optimizer, state: Any, path: Path | str) -> None:
@@ -73,9 +83,31 @@ def load(optimizer: Optimizer, state: Any, path: Path | str) -> None:
         raise IntegrityError(f"{path} holds no optimizer state where it should be ({error!r}).") from error
     if not fits:
         raise IntegrityError(f"{path} holds the state of another optimizer or model than {type(optimizer).__name__}.")
+    take_over(optimizer, state)
+
+
+def take_over(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load a state as it is: torch would bring all that a plugin's optimizer keeps to the types of the parameters."""
     optimizer.load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
-    if not is_shipped(optimizer):
-        _retype(optimizer, state["state"], parameters)
+    if is_shipped(optimizer):
+        return
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for key, values in state["state"].items():
+        place = parameters[key] if isinstance(key, int) else key
+        device = (parameters[key] if isinstance(key, int) else parameters[0]).device
+        loaded = optimizer.state[place]
+        optimizer.state[place] = _again(values, device)
+        if isinstance(key, int) and isinstance(loaded.get("step"), Tensor):  # which torch may leave on the CPU
+            optimizer.state[place]["step"] = _again(values["step"], loaded["step"].device)
+
+
+def _again(value: Any, device: torch.device) -> Any:
+    """A copy of plain values, the tensors in their own types on the device."""
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True)
+    if isinstance(value, dict):
+        return type(value)((name, _again(inner, device)) for name, inner in value.items())
+    return type(value)(_again(inner, device) for inner in value) if isinstance(value, list | tuple) else value
 
 
 def _fits_groups(groups: list[dict[str, Any]], optimizer: Optimizer) -> bool:
@@ -101,14 +133,3 @@ def _fits_slots(state: dict[int, dict[str, Any]], shapes: dict[int, torch.Size],
         for value in values.values()
         if isinstance(value, Tensor) and value.ndim > 0
     )
-
-
-def _retype(optimizer: Optimizer, state: dict[Any, dict[str, Any]], parameters: list[Tensor]) -> None:
-    """Give each tensor of a plugin's state the type that it was saved with."""
-    for index, values in state.items():
-        if isinstance(index, int) and isinstance(values, dict):
-            parameter = parameters[index]
-            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-            optimizer.state[parameter].update(
-                {name: value.to(parameter.device, copy=True) for name, value in tensors.items()}
-            )

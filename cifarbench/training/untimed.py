@@ -15,7 +15,7 @@ from cifarbench.data.split import Portion
 from cifarbench.evaluation.predict import batch_on
 from cifarbench.training.health import Health
 from cifarbench.training.loop import Training
-from cifarbench.training.optimizer_state import is_shipped
+from cifarbench.training.optimizer_state import is_shipped, take_over
 
 
 def take_untimed_steps(training: Training, count: int) -> float:
@@ -61,7 +61,7 @@ def _put_back(optimizer: torch.optim.Optimizer, kept: dict[str, Any]) -> None:
         for group, values in zip(optimizer.param_groups, kept["param_groups"], strict=True):
             for name in set(group) - set(values):
                 del group[name]
-        optimizer.load_state_dict(kept)
+        take_over(optimizer, kept)
         return
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, parameter in enumerate(parameters):

@@ -54,7 +54,7 @@ class Axis:
 def axis(label: str, values: Sequence[float], percent: bool = False, whole: bool = False) -> Axis:
     """An axis over `values` whose ticks are round numbers, whole ones where asked."""
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    if high - low < 1e-12:
+    if high - low < 1e-12 * max(1.0, abs(low), abs(high)):
         pad = abs(high) * 0.1 or 1.0
         low, high = (low - 0.5, high + 0.5) if whole else (low - pad, high + pad)
     step = _round_step((high - low) / 4)
