@@ -31,7 +31,7 @@ from cifarbench.config.augment import AugmentConfig
 from cifarbench.config.keys import key
 from cifarbench.config.load import CHOICES
 from cifarbench.config.optim import DecayingConfig, PlainConfig
-from cifarbench.config.own import is_as_loaded, own_sections
+from cifarbench.config.own import is_as_loaded, is_own, own_sections
 from cifarbench.errors import PLUGIN_MODULE, ConfigError, IntegrityError
 
 Options = Mapping[str, inspect.Parameter]
@@ -39,7 +39,6 @@ Options = Mapping[str, inspect.Parameter]
 _TYPES = {"int": int, "float": float, "bool": bool, "str": str}  # as `from __future__ import annotations` leaves them
 _NOT_SAID = {"l1": 0.0, "decay_norm_bias": False}  # of optimizers: what their class does not say
 _loaded: set[Path] = set()
-_added: dict[tuple[str, str], dict[str, Any]] = {}  # the defaults of each option, by group and name
 
 
 def plugins_in(arguments: Sequence[str]) -> list[str]:
@@ -84,7 +83,7 @@ def loaded_digest(name: str) -> str:
 
 def added_options(group: str) -> dict[str, dict[str, Any]]:
     """What plugins added to a group: the defaults of each option by its name."""
-    return {name: values for (of, name), values in _added.items() if of == group and name in classes(group)}
+    return {name: cls.defaults for name, cls in classes(group).items() if is_own(cls)}  # type: ignore[attr-defined]
 
 
 def check_plugins(config: Any) -> None:
@@ -122,15 +121,15 @@ def _add(group: str, name: str, options: Options, digest: str) -> None:
 
     if name in shipped_options(group):
         raise ConfigError(f"a plugin registers {group}={name}, which is shipped; give it another name.")
-    cls = _section_of(group, name, options, digest)
+    cls: Any = _section_of(group, name, options, digest)
     known = {field.name for field in dataclasses.fields(cls)}
     said = {argument: parameter.default for argument, parameter in options.items()}
     defaults = {"name": name, "sha256": digest, **_NOT_SAID, **said}
-    _added[group, name] = {argument: value for argument, value in defaults.items() if argument in known}
+    cls.defaults = {argument: value for argument, value in defaults.items() if argument in known}
     classes(group)[name] = cls
     # An augmentation's further keys are those of the option `none`.
     begins = {"defaults": ["none", "_self_"]} if group == "augment" else {}
-    ConfigStore.instance().store(group=group, name=name, node=begins | _added[group, name])
+    ConfigStore.instance().store(group=group, name=name, node=begins | cls.defaults)
 
 
 def _section_of(group: str, name: str, options: Options, digest: str) -> type:
@@ -140,7 +139,7 @@ def _section_of(group: str, name: str, options: Options, digest: str) -> type:
     own = {argument: _kind(group, name, argument, parameter) for argument, parameter in options.items()}
     if group == "optim":
         own = {argument: kind for argument, kind in own.items() if argument not in ("lr", "weight_decay")}
-    taken = [argument for argument in own if argument in {*shared, "name", "sha256", "loaded", "own_keys"}]
+    taken = [argument for argument in own if argument in {*shared, "name", "sha256", "loaded", "own_keys", "defaults"}]
     if taken:
         raise ConfigError(f"the plugin's {group}={name} takes {taken[0]!r}, which is taken; give it another name.")
     fields: list[Any] = [

@@ -1,8 +1,8 @@
 """Sections of a config that files of the user's own registered: their models, augmentations and optimizers.
 
-Their classes are made when the file is loaded (`cifarbench/commands/plugins.py`), with two attributes more: `loaded`,
-the digest of that file, beside the key `sha256`, that of the file that the config was written for; and `own_keys`, the
-keys that are arguments of what was registered.
+Their classes are made when the file is loaded (`cifarbench/commands/plugins.py`), with three attributes more: `loaded`,
+the digest of that file, beside the key `sha256`, that of the file that the config was written for; `own_keys`, the keys
+that are arguments of what was registered; and `defaults`, the values that the option begins with.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ GROUPS = ("model", "augment", "optim")
 
 
 def is_own(section: Any) -> bool:
-    """Whether a section is of a plugin, and not shipped."""
+    """Whether a section, or its class, is of a plugin, and not shipped."""
     return hasattr(section, "loaded")
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from cifarbench.reporting.heading import heading
 from cifarbench.training.observer import Observer, RunFacts, StepReport
 
 _REFRESH_SECONDS = 0.5
@@ -42,12 +43,13 @@ class _Screen(Observer):
         self.facts = facts
         environment, counts = facts.environment, facts.counts
         where = f"{environment['device_name']}, {environment['precision']}"
-        where += f", {environment['threads']} threads" if environment["device"] == "cpu" else ""
+        threads = environment["threads"]
+        where += f", {threads} thread{'s' * (threads != 1)}" if environment["device"] == "cpu" else ""
         where += f", {environment['processes']} processes" if environment["processes"] > 1 else ""
         limit = f", at most {stopwatch(facts.max_time)}" if facts.max_time else ""
         size = f"   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP an image"
         # As texts, since `[…]` in a name is no markup.
-        self.console.print(Text.assemble((facts.title, "bold"), size))
+        self.console.print(Text.assemble((heading(facts.config), "bold"), size))
         images = f"{counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test (sealed)"
         self.console.print(Text(f"{facts.dataset}: {images}", "dim"))
         self.console.print(Text(f"{where}; {facts.epochs} epochs of {facts.steps_per_epoch} steps{limit}", "dim"))

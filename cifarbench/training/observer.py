@@ -18,7 +18,6 @@ class RunFacts:
     order, (n,) int64.
     """
 
-    title: str
     directory: str
     epochs: int
     steps_per_epoch: int

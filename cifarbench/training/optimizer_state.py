@@ -73,7 +73,7 @@ def load(optimizer: Optimizer, state: Any, path: Path | str) -> None:
     Raises:
         IntegrityError: the state belongs to another optimizer or model.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     try:
         fits = state["name"] == type(optimizer).__name__ and _fits_groups(state["param_groups"], optimizer)
         shapes = {index: parameters[index].shape for index in state["state"] if isinstance(index, int)}
@@ -91,7 +91,7 @@ def take_over(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({"state": state["state"], "param_groups": state["param_groups"]})
     if is_shipped(optimizer):
         return
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = _parameters(optimizer)
     for key, values in state["state"].items():
         place = parameters[key] if isinstance(key, int) else key
         device = (parameters[key] if isinstance(key, int) else parameters[0]).device
@@ -99,6 +99,11 @@ def take_over(optimizer: Optimizer, state: dict[str, Any]) -> None:
         optimizer.state[place] = _again(values, device)
         if isinstance(key, int) and isinstance(loaded.get("step"), Tensor):  # which torch may leave on the CPU
             optimizer.state[place]["step"] = _again(values["step"], loaded["step"].device)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters in the order of a state's numbers."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _again(value: Any, device: torch.device) -> Any:

@@ -215,10 +215,7 @@ def _facts(
     run: runs.RunDirectory,
 ) -> RunFacts:
     config, progress = training.config, training.progress
-    names = [config.model.name, config.optim.name, config.scheduler.name, config.augment.name]
-    names += [] if config.trainer.loss == "cross_entropy" else [f"{config.trainer.loss} loss"]
     return RunFacts(
-        title=" · ".join(names),
         directory=shown_path(run.path),
         epochs=config.trainer.epochs,
         steps_per_epoch=training.length.steps_per_epoch,

@@ -12,6 +12,7 @@ from cifarbench.data.duplicates import recorded_duplicates
 from cifarbench.errors import ConfigError
 from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predictions import Predictions, read_predictions
+from cifarbench.reporting.heading import heading, minimised
 from cifarbench.training.restore import classes_of
 
 _ROW_KEYS = ("epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy",
@@ -48,15 +49,13 @@ class Record:
 
     @property
     def minimised(self) -> str:
-        """The name of the loss that training minimised: cross_entropy, before there was a choice."""
-        return str(look(self.config, "trainer", "loss") or "cross_entropy")
+        """The name of the loss that training minimised."""
+        return minimised(self.config)
 
     @property
     def title(self) -> str:
-        """Model, optimizer, schedule and augmentation, as the console heads a run."""
-        names = [look(self.config, section, "name") for section in ("model", "optim", "scheduler", "augment")]
-        names += [] if self.minimised == "cross_entropy" else [f"{self.minimised} loss"]
-        return " · ".join(str(name) for name in names if name is not None) or self.name
+        """As the console heads the run; its directory's name where the config says too little."""
+        return heading(self.config) or self.name
 
 
 def read_record(path: Path) -> Record:
