@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 import time
@@ -126,6 +127,7 @@ def test_a_config_dir_of_ones_own_adds_options(cli, tmp_path):
     for flag in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"], ["-cd=mine"]):
         result = cli("train", *flag, "trainer=tiny", "--help")
         assert "trainer.epochs=7" in result.out, result.err
+        assert re.search(r"^ +tiny +In .*tiny\.yaml\.$", result.out, re.MULTILINE), "an option of one's own is listed"
 
 
 def test_a_config_dir_that_is_not_there_is_refused_by_name(cli):

@@ -33,12 +33,14 @@ _FLAGS = """flags:
 def show_help(verb: str, arguments: list[str]) -> int:
     """Print the verb's help; overrides in `arguments` change which options count as chosen."""
     _, overrides = flags_apart(arguments)
-    composed = compose(verb, overrides, config_folder(arguments))
+    own = config_folder(arguments)
+    composed = compose(verb, overrides, own)
+    folders = [conf_dir(), *([Path(own)] if own else [])]
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     print(f"usage: cifarbench {verb} [group=option] [key=value] …\n\ngroups:")
     for group in _groups(composed):
         print(f"  {group}=")
-        for option, sentence in _options(group):
+        for option, sentence in _options(group, folders):
             print(_wrapped(f"      {option:<18} ", sentence, width))
     print("\nkeys (default):")
     for path, rule, kind, default in _keys(VERBS[verb], composed):
@@ -53,11 +55,11 @@ def _groups(composed: dict[str, Any]) -> list[str]:
     return [name for name in groups() if isinstance(composed.get(name), dict)] + globals_
 
 
-def _options(group: str) -> Iterator[tuple[str, str]]:
-    """Each option of a group with the comment that its file opens with."""
-    for path in sorted((conf_dir() / group).glob("*.yaml")):
+def _options(group: str, folders: list[Path]) -> Iterator[tuple[str, str]]:
+    """Each option of a group with the comment that its file opens with; the file's name where it has none."""
+    for path in (path for folder in folders for path in sorted((folder / group).glob("*.yaml"))):
         comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        yield path.stem, next((line for line in comments if not line.startswith("@")), "")
+        yield path.stem, next((line for line in comments if not line.startswith("@")), f"In {path}.")
     yield from ((name, "Of a plugin.") for name in added_options(group))
 
 
