@@ -30,6 +30,7 @@ ALLOWED = {
     "tuning": {"data", "training", "runs"},
     "leaderboard": {"data", "models", "evaluation", "training", "runs"},
     "reporting": {"tuning", "leaderboard", "compute", "data", "evaluation", "training", "runs", "sweeps"},
+    "notebook": {"commands", "compute", "data", "evaluation", "runs", "training"},
     "commands": {
         "tuning",
         "leaderboard",

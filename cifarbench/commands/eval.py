@@ -9,7 +9,7 @@ from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins
 from cifarbench.config.after import EvalConfig
 from cifarbench.config.load import load
-from cifarbench.errors import ConfigError, IntegrityError
+from cifarbench.errors import ConfigError
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
@@ -37,17 +37,13 @@ def score_checkpoint(
         IntegrityError: the checkpoint is damaged, hostile, or was made on other data.
     """
     from cifarbench.data.duplicates import test_duplicates
-    from cifarbench.data.load import load_images
-    from cifarbench.data.split import split
     from cifarbench.evaluation.metrics import score
     from cifarbench.evaluation.predict import predict
-    from cifarbench.training.restore import restore
+    from cifarbench.training.restore import images_of, restore
 
     trained = restore(path, config.root)
     compute = trained.compute(config.device, config.precision, config.threads)
-    data = load_images(trained.config.data)
-    parts = split(data, trained.config.split)
-    _check_split(path, trained.passport["split"]["fingerprint"], parts.fingerprint)
+    data, parts = images_of(trained)
     model, trainer = trained.on(compute), trained.config.trainer
     portion, official = _portion(config.portion, parts, home)
     images = portion.images.to(compute.device)
@@ -65,15 +61,6 @@ def _recorded(path: Path, home: Path) -> dict[str, Any] | None:
     manifest = runs.read_manifest(home)
     tested = "best.pt" if manifest.get("tested") == "best" else "last.pt"
     return manifest.get("test") if path.resolve() == (home / "checkpoints" / tested).resolve() else None
-
-
-def _check_split(path: Path, stored: str, here: str) -> None:
-    """Raise IntegrityError where the checkpoint's split has another fingerprint than the one that lies here."""
-    if here != stored:
-        raise IntegrityError(
-            f"{path} was trained on other data or another split ({stored[:12]}) than what lies here ({here[:12]}); "
-            "its numbers would not be comparable."
-        )
 
 
 def _portion(name: str, parts: Any, home: Path | None) -> tuple[Any, Any]:

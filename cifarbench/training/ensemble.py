@@ -13,14 +13,12 @@ from cifarbench import runs
 from cifarbench.config.load import to_plain
 from cifarbench.data.augment import normalise
 from cifarbench.data.duplicates import recorded_duplicates
-from cifarbench.data.load import load_images
-from cifarbench.data.split import split
 from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.evaluation.ensemble import gains, mean_predictions, mean_weights, renew_batch_norm
 from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import predict
 from cifarbench.evaluation.predictions import Predictions
-from cifarbench.training.restore import Trained, classes_of, find_checkpoint, restore
+from cifarbench.training.restore import Trained, classes_of, find_checkpoint, images_of, restore
 
 _BATCH, _BATCHES = 500, 20  # training images on which batch norm is measured anew
 
@@ -63,10 +61,7 @@ def average_weights(homes: Sequence[Path], members: Sequence[Predictions], root:
                 f"{homes[0]} and {home} held out different validation images, so that their mean has seen all of them. "
                 "Take average=predictions."
             )
-    data = load_images(first.config.data)
-    parts = split(data, first.config.split)
-    if parts.fingerprint != first.passport["split"]["fingerprint"]:
-        raise IntegrityError(f"{homes[0]} was trained on other data or another split than what lies here.")
+    _, parts = images_of(first)
     first.model.load_state_dict(mean_weights([trained.model.state_dict() for trained in restored]))
     images = parts.train.images[: _BATCH * _BATCHES]
     renew_batch_norm(first.model, [normalise(batch, *first.statistics) for batch in images.split(_BATCH)])

@@ -16,7 +16,9 @@ from cifarbench import runs
 from cifarbench.compute import Compute, choose_compute, make_deterministic
 from cifarbench.config.own import is_as_loaded, own_sections
 from cifarbench.config.schema import TrainConfig
-from cifarbench.data.dataset import CLASSES
+from cifarbench.data.dataset import CLASSES, ImageSet
+from cifarbench.data.load import load_images
+from cifarbench.data.split import Parts, split
 from cifarbench.data.synthetic import CLASSES as DRAWN_CLASSES
 from cifarbench.errors import ConfigError, IntegrityError
 from cifarbench.evaluation.predict import Statistics
@@ -133,6 +135,24 @@ def restore(path: Path, root: str | None = None) -> Trained:
     model = build_model(config)
     checkpoint.load_weights(model, checkpoint.tested_weights(state), path)
     return Trained(path, config, passport, model.eval(), state)
+
+
+def images_of(trained: Trained) -> tuple[ImageSet, Parts]:
+    """The images that a model was trained on, and their parts.
+
+    Raises:
+        ConfigError: they are not here.
+        IntegrityError: what lies here is other data, or was split otherwise.
+    """
+    data = load_images(trained.config.data)
+    parts = split(data, trained.config.split)
+    stored = trained.passport["split"]["fingerprint"]
+    if parts.fingerprint != stored:
+        raise IntegrityError(
+            f"{trained.path} was trained on other data or another split ({stored[:12]}) than what lies here "
+            f"({parts.fingerprint[:12]}); its numbers would not be comparable."
+        )
+    return data, parts
 
 
 def without_addresses(data: Any, root: str | None) -> Any:
