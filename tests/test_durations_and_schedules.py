@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from cifarbench.config.durations import RunLength, check_span, seconds, share
+from cifarbench.config.durations import RunLength, Span, check_span, seconds, span
 from cifarbench.config.optim import (
     ConstantConfig,
     DecayConfig,
@@ -40,7 +40,7 @@ def test_bad_times_are_refused(text):
 )
 def test_spans_become_shares_of_the_run(text, value):
     check_span(text, "k")
-    assert share(text, LENGTH) == pytest.approx(value)
+    assert span(text, LENGTH).end == pytest.approx(value)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_bad_spans_are_refused(text):
 
 def ours(config, steps: int = LENGTH.steps) -> list[float]:
     curve = factor(config, LENGTH)
-    return [curve(step / LENGTH.steps) for step in range(steps)]
+    return [curve(step / LENGTH.steps, step / LENGTH.steps) for step in range(steps)]
 
 
 def torchs(make, steps: int = LENGTH.steps) -> list[float]:
@@ -118,7 +118,7 @@ def test_warmup_rises_in_a_line_to_the_peak_and_decay_starts_there(name):
     assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
     assert rates[20] == pytest.approx(1.0)
     assert all(later < earlier for earlier, later in itertools.pairwise(rates[20:]))
-    assert factor(DecayConfig(name=name, warmup="1epoch", final=0.0), LENGTH)(1.0) == pytest.approx(0, abs=1e-12)
+    assert factor(DecayConfig(name=name, warmup="1epoch", final=0.0), LENGTH)(1.0, 1.0) == pytest.approx(0, abs=1e-12)
 
 
 def test_constant_stays():
@@ -160,6 +160,6 @@ def test_phases_of_whole_epochs_change_exactly_at_their_ends():
         ema_start="50%", stem_bias_until="3epochs", sizes=(24, 28), size_until=("3epochs", "6epochs")
     )
     phases = Phases(trainer, RunLength(epochs=9, steps_per_epoch=25))  # type: ignore[arg-type]
-    sizes = [phases.size(step / 225) for step in range(225)]
+    sizes = [phases.size(step / 225, step / 225) for step in range(225)]
     assert sizes == [24] * 75 + [28] * 75 + [32] * 75
-    assert (phases.ema_start, phases.stem_bias_until) == (0.5, pytest.approx(1 / 3))
+    assert (phases.ema_start, phases.stem_bias_until) == (Span(0.5, False), Span(pytest.approx(1 / 3), True))

@@ -17,7 +17,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from cifarbench.config.durations import RunLength, check_span, seconds, share
+from cifarbench.config.durations import RunLength, check_span, seconds, span
 from cifarbench.config.optim import ConstantConfig, DecayConfig, MultiStepConfig, OneCycleConfig, StepConfig
 from cifarbench.data.dataset import CLASSES
 from cifarbench.errors import ConfigError
@@ -50,7 +50,7 @@ def test_any_span_becomes_its_share_of_the_run(number, unit, length):
             check_span(f"{number}{unit}", "k")
         return
     check_span(f"{number}{unit}", "k")
-    assert share(f"{number}{unit}", length) == pytest.approx(float(Fraction(number) / whole), rel=1e-12)
+    assert span(f"{number}{unit}", length).end == pytest.approx(float(Fraction(number) / whole), rel=1e-12)
 
 
 @settings(checked, max_examples=300)
@@ -58,7 +58,7 @@ def test_any_span_becomes_its_share_of_the_run(number, unit, length):
 @example("9" * 400 + "s")
 @example("9" * 400 + "epochs")
 def test_any_text_is_a_finite_duration_or_refused_by_name(text):
-    for read in (lambda: seconds(text, "a.key"), lambda: check_span(text, "a.key") or share(text, RunLength(3, 5))):
+    for read in (lambda: seconds(text, "a.key"), lambda: check_span(text, "a.key") or span(text, RunLength(3, 5)).end):
         value, refusal = 0.0, "`a.key`"
         try:
             value = read()
@@ -92,49 +92,49 @@ GRID = [step / 300 for step in range(301)]
 @example(config=StepConfig(name="step", warmup="0%", every=f"0.{'0' * 322}1%", gamma=0.5), length=RunLength(9, 9))
 def test_the_rate_of_any_schedule_stays_between_0_and_its_peak(config, length):
     curve = factor(config, length)
-    assert all(0 <= curve(progress) <= 1 + 1e-12 for progress in GRID)
+    assert all(0 <= curve(progress, progress) <= 1 + 1e-12 for progress in GRID)
 
 
 @settings(checked, max_examples=250)
 @given(config=DECAYS | CYCLES | STEPS | MULTISTEPS | CONSTANTS, length=LENGTHS)
 def test_after_the_warm_up_no_rate_rises(config, length):
-    curve, warmup = factor(config, length), share(config.warmup, length)
-    rates = [curve(progress) for progress in GRID if progress >= warmup]
+    curve, warmup = factor(config, length), span(config.warmup, length).end
+    rates = [curve(progress, progress) for progress in GRID if progress >= warmup]
     assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(rates))
 
 
 @settings(checked, max_examples=250)
 @given(config=DECAYS | CYCLES | CONSTANTS, length=LENGTHS)
 def test_a_warm_up_never_falls(config, length):
-    curve, warmup = factor(config, length), share(config.warmup, length)
-    rates = [curve(progress) for progress in GRID if progress < warmup]
+    curve, warmup = factor(config, length), span(config.warmup, length).end
+    rates = [curve(progress, progress) for progress in GRID if progress < warmup]
     assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(rates))
 
 
 @settings(checked, max_examples=150)
 @given(config=DECAYS | CYCLES, length=LENGTHS)
 def test_decaying_schedules_end_at_their_final_share(config, length):
-    warmup = share(config.warmup, length)
+    warmup = span(config.warmup, length).end
     assume(warmup < 1)
-    assert factor(config, length)(1.0) == pytest.approx(config.final, abs=1e-9)
+    assert factor(config, length)(1.0, 1.0) == pytest.approx(config.final, abs=1e-9)
 
 
 @settings(checked, max_examples=150)
 @given(config=CYCLES, length=LENGTHS)
 def test_one_cycle_begins_at_its_start_where_it_has_a_warm_up(config, length):
-    begins = config.start if share(config.warmup, length) > 0 else 1.0
-    assert factor(config, length)(0.0) == pytest.approx(begins, abs=1e-9)
+    begins = config.start if span(config.warmup, length).end > 0 else 1.0
+    assert factor(config, length)(0.0, 0.0) == pytest.approx(begins, abs=1e-9)
 
 
 @settings(checked, max_examples=250)
 @given(config=DECAYS | CYCLES, length=LENGTHS, progress=SHARES, part=SHARES)
 def test_smooth_schedules_change_within_a_step_by_no_more_than_their_slope(config, length, progress, part):
-    curve, warmup, step = factor(config, length), share(config.warmup, length), 1 / length.steps
+    curve, warmup, step = factor(config, length), span(config.warmup, length).end, 1 / length.steps
     # Half a cosine over a stretch is π/2 times as steep as a line; the warm-up and the decay have a stretch each.
     stretches = [stretch for stretch in (warmup, 1 - warmup) if stretch > 0]
     steepest = math.pi / 2 / min(stretches)
     later = min(1.0, progress + part * step)
-    assert abs(curve(later) - curve(progress)) <= steepest * (later - progress) + 1e-9
+    assert abs(curve(later, later) - curve(progress, progress)) <= steepest * (later - progress) + 1e-9
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

@@ -164,12 +164,14 @@ def test_untimed_steps_meet_every_size_and_no_label_and_count_in_the_cold_clock_
     true = load_images(tiny_config().data).targets
     seen, step = [], Training.step
 
-    def watched(training, positions, lr, share):
+    def watched(training, positions, lr, share, counted=None):
         labels = training.setting.train.targets
         time.sleep(2 if not seen else 0)
         agreement = (labels == true[training.setting.train.indices]).double().mean().item()
-        seen.append((training.phases.size(share), len(positions), agreement, training.optimizer.param_groups[0]["lr"]))
-        return step(training, positions, lr, share)
+        seen.append(
+            (training.phases.size(share, share), len(positions), agreement, training.optimizer.param_groups[0]["lr"])
+        )
+        return step(training, positions, lr, share, counted)
 
     monkeypatch.setattr(Training, "step", watched)
     words = [*SMALL, "trainer.sizes=[20]", "trainer.size_until=[50%]", "trainer.untimed_steps=4"]

@@ -650,3 +650,27 @@ def test_the_best_epoch_is_saved_whenever_it_comes(tmp_path, monkeypatch):
     better = [epoch for epoch in range(1, 6) if accuracies[epoch - 1] > max([-1.0, *accuracies[: epoch - 1]])]
     assert epochs == sorted({*better, 5})
     assert load(tmp_path / "checkpoints" / "best.pt")["progress"]["epoch"] == better[-1]
+
+
+def test_spans_in_epochs_are_counted_under_a_time_limit_and_shares_follow_the_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(Clock, "share", lambda self: 0.6)  # of the time is gone, from the first step on
+    words = ["trainer.epochs=6", "trainer.max_time=5m", "scheduler=multistep", "scheduler.warmup=1epoch"]
+    words += ["scheduler.milestones=[4epochs,50%]", "scheduler.gamma=0.5"]
+    words += ["trainer.sizes=[16,24]", "trainer.size_until=[2epochs,3epochs]"]
+    words += ["trainer.ema=0.9", "trainer.ema_start=5epochs"]
+    sizes, restarts, step = [], [], Training.step
+
+    def watched(self, positions, lr, share, counted=None):
+        sizes.append(self.phases.size(share, counted))
+        ended = step(self, positions, lr, share, counted)
+        restarts.append(int(self.ema.n_averaged) == 1)
+        return ended
+
+    monkeypatch.setattr(Training, "step", watched)
+    fit(tiny_config(*words), tmp_path / "run")
+    per_epoch = len(sizes) // 6
+    rows = load(tmp_path / "run" / "checkpoints" / "last.pt")["progress"]["rows"]
+    rates = [row["lr"] / 0.1 for row in rows]
+    assert rates == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.25, 0.25])  # 50 % is over, four epochs are not
+    assert sizes == [16] * 2 * per_epoch + [24] * per_epoch + [32] * 3 * per_epoch
+    assert restarts == [True] * 5 * per_epoch + [False] * per_epoch

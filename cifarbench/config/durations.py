@@ -23,7 +23,7 @@ def seconds(text: str, path: str) -> float:
 
 @dataclass(frozen=True)
 class RunLength:
-    """How long a run is: the yardstick that turns spans of it into shares."""
+    """How long a run is: the yardstick of its spans."""
 
     epochs: int
     steps_per_epoch: int
@@ -48,12 +48,32 @@ def span_amount(text: str) -> float:
     return float(match[1])
 
 
-def share(text: str, length: RunLength) -> float:
-    """The span `text` as a share of the run: 0 at its start, 1 at its end, above 1 beyond it."""
+@dataclass(frozen=True)
+class Span:
+    """A span from the start of a run to its share `end`: 1 is the run's planned end, above 1 lies beyond it.
+
+    A place in the run is two shares: `share` of the way to its end, be that its last step or its time limit, and
+    `counted`, of its planned steps. A span in epochs or steps goes by the second, one in % by the first.
+    """
+
+    end: float
+    is_counted: bool
+
+    def at(self, share: float, counted: float) -> float:
+        """The one of the two shares that the span goes by."""
+        return counted if self.is_counted else share
+
+    def is_over(self, share: float, counted: float) -> bool:
+        """Whether the span has ended; rounding must not let one of whole epochs last a step longer."""
+        return self.at(share, counted) >= self.end - 1e-9
+
+
+def span(text: str, length: RunLength) -> Span:
+    """The checked span `text` of a run of `length`."""
     match = _SPAN.fullmatch(text)
     assert match, f"{text!r} was not checked"
     amount, unit = float(match[1]), match[2]
     if unit == "%":
-        return amount / 100
+        return Span(amount / 100, is_counted=False)
     whole = length.epochs if unit.startswith("epoch") else length.steps
-    return amount / max(whole, 1)
+    return Span(amount / max(whole, 1), is_counted=True)

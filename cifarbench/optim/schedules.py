@@ -1,4 +1,8 @@
-"""Learning-rate schedules: pure functions from progress through the run, 0 to 1, to a share of the peak rate."""
+"""Learning-rate schedules: pure functions from a place in the run to a share of the peak rate.
+
+A place is two shares of the run, `share` of the way to its end and `counted` of its planned steps, which are one where
+no time limit shortens it (`cifarbench.config.durations.Span`).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cifarbench.config.durations import RunLength, share
+from cifarbench.config.durations import RunLength, Span, span
 from cifarbench.config.optim import (
     ConstantConfig,
     DecayConfig,
@@ -18,7 +22,7 @@ from cifarbench.config.optim import (
 )
 
 _SHORTEST = 1e-9  # share of the run between two drops: below it a quotient could overflow
-Factor = Callable[[float], float]
+Factor = Callable[[float, float], float]
 ScheduleConfig = ConstantConfig | StepConfig | MultiStepConfig | DecayConfig | OneCycleConfig | PlateauConfig
 
 
@@ -32,41 +36,41 @@ def straight(start: float, end: float, position: float) -> float:
     return start + (end - start) * min(max(position, 0.0), 1.0)
 
 
-def drops(progress: float, milestones: tuple[float, ...], gamma: float) -> float:
-    """`gamma` to the power of the milestones already reached."""
-    return gamma ** sum(progress >= milestone - 1e-9 for milestone in milestones)
-
-
-def one_cycle(progress: float, warmup: float, start: float, final: float) -> float:
-    """Half a cosine from `start` up to 1 over the warm-up, and another down to `final` (Smith & Topin, 2018)."""
-    if progress < warmup:
-        return half_cosine(start, 1.0, progress / warmup)
-    return half_cosine(1.0, final, (progress - warmup) / max(1 - warmup, 1e-9))
-
-
 def factor(config: ScheduleConfig, length: RunLength) -> Factor:
-    """The schedule of `config` for a run of `length`: progress in 0..1 to a share of the peak rate."""
-    warmup = share(config.warmup, length)
+    """The schedule of `config` for a run of `length`: a place in it, as (share, counted), to a share of the peak rate.
+
+    Rising and falling are multiplied: a warm-up in epochs may last longer under a time limit than its share of the
+    planned ones, and the rate never jumps where it ends.
+    """
+    warmup = span(config.warmup, length)
+    rise, fall = _rise(config, length, warmup), _fall(config, length, warmup.end)
+    return lambda share, counted: rise(warmup.at(share, counted)) * fall(share, counted)
+
+
+def _rise(config: ScheduleConfig, length: RunLength, warmup: Span) -> Callable[[float], float]:
+    """The warm-up: 1 after it."""
     if isinstance(config, OneCycleConfig):
-        return lambda progress: one_cycle(progress, warmup, config.start, config.final)
-    body = _body(config, length, warmup)
-    # A step's progress counts the steps before it, so the first would have rate 0; one step more is counted.
+        start = config.start
+        return lambda place: half_cosine(start, 1.0, place / warmup.end) if place < warmup.end else 1.0
+    # A place counts the steps before it, so the first step would have rate 0; one step more is counted.
     one_step = 1 / max(length.steps, 1)
-    return lambda progress: (min(1.0, (progress + one_step) / warmup) if progress < warmup else 1.0) * body(progress)
+    return lambda place: min(1.0, (place + one_step) / warmup.end) if place < warmup.end else 1.0
 
 
-def _body(config: ScheduleConfig, length: RunLength, warmup: float) -> Factor:
-    """The schedule without its warm-up."""
+def _fall(config: ScheduleConfig, length: RunLength, warmup: float) -> Factor:
+    """The schedule without its warm-up: 1 until then where it falls all the time (Smith and Topin, 2018, for one)."""
     if isinstance(config, StepConfig):
-        every = max(share(config.every, length), _SHORTEST)
-        return lambda progress: config.gamma ** math.floor(progress / every + 1e-9)
+        every = span(config.every, length)
+        width = max(every.end, _SHORTEST)
+        return lambda share, counted: config.gamma ** math.floor(every.at(share, counted) / width + 1e-9)
     if isinstance(config, MultiStepConfig):
-        milestones = tuple(share(milestone, length) for milestone in config.milestones)
-        return lambda progress: drops(progress, milestones, config.gamma)
-    if isinstance(config, DecayConfig):
+        milestones = [span(milestone, length) for milestone in config.milestones]
+        return lambda share, counted: config.gamma ** sum(each.is_over(share, counted) for each in milestones)
+    if isinstance(config, DecayConfig | OneCycleConfig):
         curve = straight if config.name == "linear" else half_cosine
-        return lambda progress: curve(1.0, config.final, (progress - warmup) / max(1 - warmup, 1e-9))
-    return lambda progress: 1.0
+        rest = max(1 - warmup, 1e-9)
+        return lambda share, counted: curve(1.0, config.final, (share - warmup) / rest) if share >= warmup else 1.0
+    return lambda share, counted: 1.0
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from cifarbench.config.durations import share
+from cifarbench.config.durations import span
 from cifarbench.config.schema import TrainConfig, TrainerConfig
 from cifarbench.data.batches import steps_per_epoch
 from cifarbench.data.split import Parts
@@ -96,9 +96,9 @@ def say_what_is_unused(training: Training, parts: Parts) -> None:
         note(f"model={config.model.name} has no matrix for Muon to turn, so optim.lr does nothing: try optim=adamw")
     if config.trainer.cuda_graphs and not (training.replay and training.setting.compute.device.type == "cuda"):
         note("steps are not recorded (trainer.cuda_graphs): that takes one process, an NVIDIA GPU, and bf16 or fp32")
-    for path, span in _spans(config):
-        if share(span, training.length) > 1:
-            note(f"`{path}` is {span}, which this run of {config.trainer.epochs} epochs never reaches")
+    for path, text in _spans(config):
+        if span(text, training.length).end > 1:
+            note(f"`{path}` is {text}, which this run of {config.trainer.epochs} epochs never reaches")
 
 
 def _spans(config: TrainConfig) -> Iterator[tuple[str, str]]:

@@ -59,8 +59,9 @@ class Training(Steps):
                     progress.ended = "max_time"
                     break
                 first = 0 if trainer.overfit_batch else progress.batch * trainer.batch_size
-                share = max(progress.step / self.length.steps, time_share)
-                tick = self.advance(order[first : first + trainer.batch_size], share, tick)
+                counted = progress.step / self.length.steps
+                positions = order[first : first + trainer.batch_size]
+                tick = self.advance(positions, max(counted, time_share), tick, counted)
                 if trainer.checkpoint_every and progress.step % trainer.checkpoint_every == 0:
                     self.save()
             if progress.batch:
@@ -91,11 +92,14 @@ class Training(Steps):
         signal_number, share, share_after = self.setting.world.highest(mine)
         return int(signal_number), share, share >= 1 or (share_after > 1 and self.progress.step > 0)
 
-    def advance(self, positions: Tensor, share: float, tick: float) -> float:
-        """Take the step at `share` of the run and report it; returns the time of its end, the next one's `tick`."""
+    def advance(self, positions: Tensor, share: float, tick: float, counted: float | None = None) -> float:
+        """Take the step at a place in the run and report it; returns the time of its end, the next one's `tick`.
+
+        The place is `share` of the way to the end, and `counted` of the planned steps where that is another.
+        """
         progress = self.progress
-        lr = self._set_rate(share)
-        loss = self.step(positions, lr, share)
+        lr = self._set_rate(share, share if counted is None else counted)
+        loss = self.step(positions, lr, share, counted)
         progress.batch += 1
         progress.step += 1
         now = time.perf_counter()  # from step to step, so reports and checkpoints between them count too

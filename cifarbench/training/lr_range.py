@@ -69,7 +69,7 @@ def _step(training: Training, rate: float, index: int) -> None:
     order = epoch_order(len(training.setting.train), training.config.seed, training.progress.epoch)
     first = training.progress.batch * size
     positions = order[first : first + size].to(training.setting.compute.device)
-    training.factor = lambda share: rate / training.config.optim.lr
+    training.factor = lambda share, counted: rate / training.config.optim.lr
     training.advance(positions, 0.0, time.perf_counter())
 
 

@@ -72,12 +72,16 @@ class Steps:
 
             self.optimizer.kernels = gpu_muon
 
-    def step(self, positions: Tensor, lr: float, share: float) -> Tensor:
-        """One optimizer step at `share` of the run on the images at `positions`, (B,) int64; returns its mean loss."""
-        train, epoch, size = self.setting.train, self.progress.epoch, self.phases.size(share)
+    def step(self, positions: Tensor, lr: float, share: float, counted: float | None = None) -> Tensor:
+        """One optimizer step on the images at `positions`, (B,) int64; returns its mean loss.
+
+        It is taken at `share` of the way to the run's end, and `counted` of its planned steps where that is another.
+        """
+        counted = share if counted is None else counted
+        train, epoch, size = self.setting.train, self.progress.epoch, self.phases.size(share, counted)
         for stem in self.stems:
-            stem.bias.requires_grad_(share < self.phases.stem_bias_until)
-        if self.ema and share < self.phases.ema_start:
+            stem.bias.requires_grad_(not self.phases.stem_bias_until.is_over(share, counted))
+        if self.ema and not self.phases.ema_start.is_over(share, counted):
             self.ema.restart()
         mine = self.setting.world.share(positions)
         draw_from(derive(self.config.seed, "step", self.progress.step, self.setting.world.rank), mine.device)
@@ -143,9 +147,9 @@ class Steps:
         """Within it the optimizer steps as it does in this run: where steps are recorded, by rates on the device."""
         return self.rates.lent() if self.rates else nullcontext()
 
-    def _set_rate(self, share: float) -> float:
-        """Set the learning rate for the step at this share of the run, and return it."""
-        self.scale_rates(self.factor(share) * self.plateau.scale)
+    def _set_rate(self, share: float, counted: float) -> float:
+        """Set the learning rate for the step at this place in the run, and return it."""
+        self.scale_rates(self.factor(share, counted) * self.plateau.scale)
         return self._rate()
 
     def scale_rates(self, scale: float) -> None:
