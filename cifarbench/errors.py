@@ -25,6 +25,10 @@ class ConfigError(CifarbenchError):
     exit_code = 2
 
 
+class InUseError(ConfigError):
+    """A run directory that another process holds."""
+
+
 class IntegrityError(CifarbenchError):
     """Data or a checkpoint that is damaged, hostile, or belongs to something else."""
 

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from cifarbench.config.history import complete
-from cifarbench.errors import ConfigError, IntegrityError, damaged
+from cifarbench.errors import ConfigError, IntegrityError, InUseError, damaged
 
 SCHEMA = 1
 _LIMIT_BYTES = 64 << 20
@@ -75,6 +75,16 @@ def write_json(path: Path, values: Any) -> None:
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def is_held(directory: Path) -> bool:
+    """Whether a process holds a run directory just now."""
+    lock = FileLock(directory / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def remove_if_empty(directory: Path) -> None:
     """Remove a directory that a failed start left with nothing in it."""
     if directory.resolve() != Path.cwd():
@@ -96,7 +106,7 @@ class RunDirectory:
         """Lock the directory and read its manifest, where it has one.
 
         Raises:
-            ConfigError: another process holds it.
+            InUseError: another process holds it.
             OSError: it cannot be written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -104,7 +114,7 @@ class RunDirectory:
             self._lock.acquire(timeout=0)
         except Timeout:
             holder = read_manifest(self.path).get("process", {})
-            raise ConfigError(
+            raise InUseError(
                 f"{self.path} is in use by process {holder.get('pid', '?')} on {holder.get('host', 'this host')}; "
                 "wait for it, or choose another hydra.run.dir; to score a run meanwhile takes portion=val."
             ) from None

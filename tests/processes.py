@@ -6,9 +6,11 @@ process: it is killed, stopped and resumed for real, and a test that starts seve
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pkgutil
+import pty
 import runpy
 import subprocess
 import sys
@@ -50,6 +52,22 @@ def python(*arguments: str | Path, cwd: Path, timeout: float = 400, **environmen
         check=False,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+def in_terminal(*arguments: str, cwd: Path, columns: int = 80) -> tuple[int, str]:
+    """Run a command line in a new interpreter on a terminal of its own; its exit code, and all that was shown."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "COLUMNS": str(columns), "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        command(*arguments), cwd=cwd, env=environment, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
+    )
+    os.close(theirs)
+    shown = bytearray()
+    with contextlib.suppress(OSError):  # which is how a terminal ends on Linux
+        while part := os.read(ours, 1 << 16):
+            shown += part
+    os.close(ours)
+    return process.wait(60), shown.decode(errors="replace")
 
 
 def script(path: Path, *arguments: str | Path, cwd: Path, timeout: float = 400) -> Result:

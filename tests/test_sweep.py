@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, manifest_of, rows_of, wait_until
-from processes import forked, shell
+from processes import forked, in_terminal, shell
 from rich.console import Console
 
 from cifarbench import runs
@@ -137,6 +137,34 @@ def test_failures_are_listed_and_the_others_finish(cli, tmp_path):
     (done,) = (job for job in jobs_of(only_sweep(tmp_path)) if job["status"] == "done")
     assert done["label"] == fine
     assert manifest_of(only_sweep(tmp_path) / done["directory"])["test"]["accuracy"] == done["test_accuracy"]
+
+
+def test_a_job_that_another_process_runs_is_no_failure(cli, tmp_path):
+    words = ["train", "-m", *SMALL, "seed=1,2", "hydra.sweep.dir=sweep"]
+    assert cli(*words).code == 0
+    first = tmp_path / "sweep" / "0-seed=1"
+    runs.write_json(first / "run.json", {**manifest_of(first), "status": "running"})
+    holder = runs.RunDirectory(first)
+    holder.acquire()
+    try:
+        ended = cli(*words)
+    finally:
+        holder.release()
+    assert ended.code == 1
+    assert "1 of 2 jobs are run by another process" in ended.err
+    assert [job["status"] for job in jobs_of(tmp_path / "sweep")] == ["running", "done"]
+    assert not (first / FAILURE).exists()
+    assert cli(*words).code == 0, "what it left is gone on with"
+
+
+def test_a_sweep_in_a_terminal_finds_its_jobs(tmp_path):
+    words = [word for word in SMALL if not word.startswith("trainer.progress")]
+    code, said = in_terminal("train", "-m", *words, "seed=1,2", cwd=tmp_path)
+    assert code == 0, said
+    again = shell("train", "-m", *words, "seed=1,2", cwd=tmp_path)
+    assert again.out.count("already complete") == 2, "a pipe finds what a terminal left"
+    assert [job["status"] for job in jobs_of(only_sweep(tmp_path))] == ["done", "done"]
+    assert {path.name for path in only_sweep(tmp_path).glob("[01]*")} == {"0-seed=1", "1-seed=2"}
 
 
 def test_a_job_with_a_spoilt_config_fails_and_the_sweep_ends_with_its_table(cli, tmp_path):

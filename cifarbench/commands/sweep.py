@@ -17,7 +17,7 @@ import yaml
 from cifarbench import runs
 from cifarbench.commands.side_by_side import Beside, Stopped, relayed_signals
 from cifarbench.commands.words import config_folder, flags_apart
-from cifarbench.errors import ConfigError, Interrupted, SweepError, explain
+from cifarbench.errors import ConfigError, Interrupted, InUseError, SweepError, explain
 from cifarbench.sweeps import FAILURE, Job, Jobs
 from cifarbench.training.signals import StopRequest
 
@@ -61,8 +61,9 @@ class Sweep:
         flags, words = flags_apart(arguments)
         self.is_dry = _flag(words, "sweep.dry_run")
         typed = [word for word in words if not word.startswith("sweep.")]
+        quiet = _quiet(typed)  # names neither the sweep's directory nor a job's
         # Hydra's parser wants its overrides in one piece, so flags go to the front.
-        self.arguments = ["-m", *(flag for flag in flags if flag not in MULTIRUN), *typed]
+        self.arguments = ["-m", *(flag for flag in flags if flag not in MULTIRUN), *typed, *quiet]
         given = [word for word in typed if word.startswith("hydra.sweep.dir=")]
         overrides = list({override.key_or_group: override for override in _parsed(typed)}.values())  # the last counts
         _check_naming(overrides)
@@ -73,7 +74,7 @@ class Sweep:
         else:
             self.directory = _directory(verb, shared, swept, config_folder(arguments))
             self.arguments.append(f"hydra.sweep.dir={self.directory}")
-        names = ",".join(override.key_or_group for override in shared)
+        names = ",".join([*(override.key_or_group for override in shared), *(word.partition("=")[0] for word in quiet)])
         self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
         self._jobs = Jobs(self.directory, _planned(swept))
 
@@ -189,6 +190,8 @@ class SweptJob:
             if not is_worker:
                 raise
             self.beside.leave_if_alone()
+        except InUseError as error:  # no failure of the job, which its holder tells the end of
+            print(f"cifarbench: {directory.name} is run elsewhere: {error}", file=sys.stderr)
         except (Exception, SystemExit) as error:
             kept = _explained(error)
             directory.mkdir(parents=True, exist_ok=True)
@@ -242,7 +245,7 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
     if sweep.is_dry:
         print_plan(sweep.directory, sweep.jobs())
         return 0
-    sys.argv = [f"cifarbench {verb}", *_quiet(sweep.arguments)]
+    sys.argv = [f"cifarbench {verb}", *sweep.arguments]
     job, request = SweptJob(verb, sweep.directory), StopRequest()
     try:
         with _signals(sweep) as request, watch(sweep.directory, sweep.jobs), composed_once(arguments):
@@ -259,9 +262,14 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
         raise Interrupted("the sweep was stopped; the same command goes on with it.", request.number)
     jobs = sweep.jobs()
     print_table(sweep.directory, jobs)
-    failed = [job for job in jobs if job.status != "done"]
+    undone = [job for job in jobs if job.status != "done"]
+    elsewhere = [job for job in undone if job.directory and job.status == "running" and runs.is_held(job.directory)]
+    failed = len(undone) - len(elsewhere)
     if failed:
-        raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed; run the same command to try them again.")
+        raise SweepError(f"{failed} of {len(jobs)} jobs failed; run the same command to try them again.")
+    if elsewhere:
+        again = "the same command shows their results when they have ended"
+        raise SweepError(f"{len(elsewhere)} of {len(jobs)} jobs are run by another process; {again}.")
     return 0
 
 
@@ -272,7 +280,7 @@ def _signals(sweep: Sweep) -> contextlib.AbstractContextManager[StopRequest]:
     return relayed_signals(sweep.directory) if beside else contextlib.nullcontext(StopRequest())
 
 
-def _quiet(arguments: list[str]) -> list[str]:
-    """In a terminal the table of jobs takes the place of each job's own display."""
-    shows = any(argument.startswith("trainer.progress=") for argument in arguments)
-    return arguments if shows or not sys.stdout.isatty() else [*arguments, "trainer.progress=none"]
+def _quiet(words: list[str]) -> list[str]:
+    """What is added in a terminal, where the table of jobs takes the place of each job's own display."""
+    shows = any(word.startswith("trainer.progress=") for word in words)
+    return [] if shows or not sys.stdout.isatty() else ["trainer.progress=none"]
