@@ -22,6 +22,7 @@ from cifarbench.errors import ConfigError, IntegrityError, InUseError, damaged
 
 SCHEMA = 1
 _LIMIT_BYTES = 64 << 20
+_WRITES = 60.0  # seconds, longer than any of its files takes to be written
 
 
 def register_resolvers() -> None:
@@ -61,18 +62,29 @@ def write_text(path: Path, text: str) -> None:
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
         return
-    temporary = path.with_name(f".{path.name}.part")
-    # Half a surrogate pair, which stands for a byte of a file name that is no UTF-8, becomes an escape of JSON.
-    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # others may write the same file now
+    try:
+        # Half a surrogate pair, which stands for a byte of a file name that is no UTF-8, becomes an escape of JSON.
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Any) -> None:
     """`write_text` with readable JSON; NaN and infinity, which JSON lacks, are refused by a ValueError."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _clear_parts(folder: Path) -> None:
+    """Remove what writers left behind that were killed; one that still writes takes no minute for it."""
+    for path in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _WRITES:
+                path.unlink()
 
 
 def is_held(directory: Path) -> bool:
@@ -120,6 +132,7 @@ class RunDirectory:
             ) from None
         self.manifest = read_manifest(self.path)
         self.checkpoints.mkdir(exist_ok=True)
+        _clear_parts(self.path)
 
     def release(self) -> None:
         """Let other processes have the directory, and leave nothing in it where no run began."""

@@ -13,6 +13,7 @@ from conftest import TINY, manifest_of
 from scipy.stats import binomtest
 from torch import nn
 
+from cifarbench import runs
 from cifarbench.errors import ResourceError
 from cifarbench.evaluation.ensemble import mean_weights, renew_batch_norm
 from cifarbench.training import checkpoint
@@ -140,10 +141,9 @@ def test_weights_of_other_architectures_are_refused_and_no_seal_is_opened(cli, t
 
 
 def test_weights_tested_on_other_views_are_refused_and_no_seal_is_opened(cli, copies):
-    path = copies[1] / "checkpoints" / "best.pt"
-    state = checkpoint.load(path)
-    state["config"]["trainer"]["tta"] = "flip"
-    path.write_bytes(checkpoint.sealed_bytes(state))
+    manifest = manifest_of(copies[1])
+    manifest["test"]["tta"] = "flip"  # which a resume may have set, after the checkpoint was written
+    runs.write_json(copies[1] / "run.json", manifest)
     result = cli("ensemble", *map(str, copies), "average=weights")
     assert result.code == 2
     assert all(word in result.err for word in ("`trainer.tta` is 'none'", "'flip'", "average=predictions"))

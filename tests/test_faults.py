@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -309,6 +310,31 @@ def test_what_is_no_file_is_written_to_and_never_replaced(tmp_path):
     runs.write_text(tmp_path / "nowhere", "a table")
     assert (tmp_path / "nowhere").is_symlink()
     assert Path(os.devnull).is_char_device()
+
+
+def test_two_writers_of_one_file_leave_it_whole_and_nothing_else(tmp_path):
+    texts = [json.dumps({"writer": name, "filler": name * 20_000}) for name in "ab"]
+    writers = [
+        threading.Thread(target=lambda text=text: [runs.write_text(tmp_path / "shared.json", text) for _ in range(100)])
+        for text in texts
+    ]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if (tmp_path / "shared.json").exists():
+            assert (tmp_path / "shared.json").read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["shared.json"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    old, fresh = tmp_path / ".run.json.0000.part", tmp_path / ".verify.json.0001.part"
+    for path in (old, fresh):
+        path.write_text("{")
+    os.utime(old, (time.time() - 3600, time.time() - 3600))
+    holder = runs.RunDirectory(tmp_path)
+    holder.acquire()
+    holder.release()
+    assert (old.exists(), fresh.exists()) == (False, True)
 
 
 # --- forks -----------------------------------------------------------------------------------------------------------

@@ -190,6 +190,32 @@ def test_only_the_checkpoint_that_was_tested_is_held_against_the_record(cli, fin
         assert ("recorded test accuracy" in result.out) is is_tested
 
 
+def test_eval_takes_the_views_that_a_resume_set(cli, tmp_path):
+    assert cli("train", *TINY, "trainer.test=false", "hydra.run.dir=run").code == 0
+    assert cli("train", "trainer.resume=run", "trainer.test=true", "trainer.tta=multicrop").code == 0
+    again = cli("eval", "run=run")
+    assert "reproduced exactly" in again.out, again.out
+    assert (tmp_path / "run" / "eval" / "best-test-multicrop.json").is_file()
+
+
+def test_eval_says_that_it_opened_the_test_part_and_where_the_run_is_not_finished(cli, finished):
+    assert "openings of this run are now 2" in cli("eval", "run=run").out
+    mark_interrupted(finished)
+    said = " ".join(cli("eval", "run=run").out.split())
+    assert "openings of this run are now 3" in said
+    assert "the run is interrupted, not completed" in said
+    assert "openings" not in cli("eval", "run=run", "portion=val").out
+
+
+def test_the_same_accuracy_by_other_answers_is_not_called_reproduced(cli, finished):
+    manifest = manifest_of(finished)
+    manifest["test"]["loss"] *= 1.01
+    (finished / "run.json").write_text(json.dumps(manifest))
+    said = " ".join(cli("eval", "run=run").out.split())
+    assert "the same by other answers: their loss is" in said
+    assert "reproduced exactly" not in said
+
+
 def test_eval_of_ema_weights_reproduces_too(cli, tmp_path):
     assert cli("train", *TINY, "trainer.ema=0.9", "hydra.run.dir=run").code == 0
     assert "reproduced exactly" in cli("eval", "run=run").out

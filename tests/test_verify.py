@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import TINY, manifest_of
+from conftest import TINY, manifest_of, mark_interrupted
 
 from cifarbench import runs
 from cifarbench.leaderboard import judge
@@ -54,6 +54,23 @@ def test_a_run_that_was_resumed_with_other_neutral_keys_is_in_order(cli, tmp_pat
     ended = cli("verify", "run")
     assert unkept(tmp_path / "run") == {NOT_CIFAR10: "broken", "config": "broken"}
     assert "`optim.lr`" in ended.out
+
+
+def test_a_run_that_is_not_finished_is_told_to_go_on(cli, run):
+    mark_interrupted(run)
+    ended = cli("verify", "run")
+    assert (ended.code, unkept(run)) == (3, {"record": "broken"})
+    said = " ".join(ended.out.split())
+    assert "the run is interrupted, not completed; train it to its end with trainer.resume=run" in said
+    assert "1 of 1 run breaks a rule: run." in ended.err
+
+
+def test_the_same_accuracy_by_other_answers_is_for_a_person_to_look_at(cli, run):
+    manifest = manifest_of(run)
+    manifest["test"]["loss"] *= 1.1
+    runs.write_json(run / "run.json", manifest)
+    cli("verify", "run")
+    assert unkept(run) == {NOT_CIFAR10: "broken", "accuracy": "look"}
 
 
 def test_a_model_of_the_authors_own_is_for_a_person_to_read_and_its_file_is_the_one_it_was_trained_from(cli, tmp_path):

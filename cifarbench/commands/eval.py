@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def score_checkpoint(
     from cifarbench.data.duplicates import test_duplicates
     from cifarbench.evaluation.metrics import score
     from cifarbench.evaluation.predict import predict
-    from cifarbench.training.restore import images_of, restore
+    from cifarbench.training.restore import images_of, restore, tested_views
 
     trained = restore(path, config.root)
     compute = trained.compute(config.device, config.precision, config.threads)
@@ -47,11 +48,12 @@ def score_checkpoint(
     model, trainer = trained.on(compute), trained.config.trainer
     portion, official = _portion(config.portion, parts, home)
     images = portion.images.to(compute.device)
-    tta = trainer.tta if config.tta == "auto" else config.tta
+    views = tested_views(trained)
+    tta = views if config.tta == "auto" else config.tta
     logits = predict(model, images, trained.statistics, compute, tta, trainer.channels_last)
     duplicates = test_duplicates(parts, data.fingerprint) if config.portion == "test" else None
     report = {**score(logits, portion.targets, data.classes, official, duplicates), "tta": tta}
-    comparable = config.portion == "test" and tta == trainer.tta
+    comparable = config.portion == "test" and tta == views
     recorded = _recorded(path, home) if home and comparable else None
     return report, f"{data.name}, split {parts.name}", recorded
 
@@ -99,8 +101,21 @@ def _show(
         paths["result"] = str(target)
     console = Console(highlight=False)
     console.print(result_panel(report, dataset, paths, portion))
+    if portion == "test" and home is not None:
+        manifest = runs.read_manifest(home)
+        openings, status = manifest["test"]["openings"], manifest.get("status")
+        console.print(f"the test part was opened for this: openings of this run are now {openings}")
+        if status != "completed":
+            console.print(f"the run is {status}, not completed: what is trained from here on, is trained after a test")
     if recorded and recorded.get("accuracy") is not None:
-        same = recorded["accuracy"] == report["accuracy"]
-        console.print(
-            f"recorded test accuracy: {recorded['accuracy']:.4%}, {'reproduced exactly' if same else 'not the same'}"
-        )
+        console.print(f"recorded test accuracy: {recorded['accuracy']:.4%}, {_compared(recorded, report)}")
+
+
+def _compared(recorded: dict[str, Any], report: dict[str, Any]) -> str:
+    """What is said of a score beside the recorded one; the loss tells other answers of the same accuracy apart."""
+    if recorded["accuracy"] != report["accuracy"]:
+        return "not the same"
+    before, now = recorded.get("loss"), report["loss"]
+    if isinstance(before, float) and not math.isclose(before, now, rel_tol=1e-3):
+        return f"the same by other answers: their loss is {now:.4f}, recorded {before:.4f}"
+    return "reproduced exactly"

@@ -50,7 +50,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
         if "error" in row:
             print(f"cifarbench: {_printable(row['file'])}: {_printable(row['error'])}", file=sys.stderr)
     if failed:
-        print(f"cifarbench: {failed} of {len(rows)} files gave no image; the others are answered.", file=sys.stderr)
+        rest = "; the others are answered" if failed < len(rows) else ""
+        print(f"cifarbench: {failed} of {len(rows)} files gave no image{rest}.", file=sys.stderr)
     return 2 if failed else 0
 
 
@@ -89,10 +90,11 @@ def _asker(trained: Any, config: PredictConfig) -> Callable[[list[tuple[dict[str
     import torch
 
     from cifarbench.evaluation.predict import predict
+    from cifarbench.training.restore import tested_views
 
     compute = trained.compute(config.device, config.precision, config.threads)
     model, trainer = trained.on(compute), trained.config.trainer
-    tta = trainer.tta if config.tta == "auto" else config.tta
+    tta = tested_views(trained) if config.tta == "auto" else config.tta
 
     def ask(waiting: list[tuple[dict[str, Any], Any]]) -> None:
         if not waiting:

@@ -36,7 +36,8 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
                 broken.append(runs.shown_path(home))
         except ResourceError as error:
             unjudged[runs.shown_path(home)] = error
-    breaks = f"{len(broken)} of {len(config.run)} runs break a rule: {', '.join(broken)}." if broken else ""
+    runs_break = f"run{'s' * (len(config.run) > 1)} break{'s' * (len(broken) == 1)} a rule"
+    breaks = f"{len(broken)} of {len(config.run)} {runs_break}: {', '.join(broken)}." if broken else ""
     if unjudged:
         reason = next(iter(unjudged.values()))
         raise ResourceError(f"{', '.join(unjudged)}: not judged. {reason} {breaks}".rstrip()) from reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,6 +65,10 @@ def examine(run: Path, evidence: Callable[[Trained], Evidence], root: str | None
         raise
     except CifarbenchError as error:
         return [Check("record", "broken", str(error))]
+    status = found.manifest.get("status")
+    if status != "completed":
+        remedy = f"train it to its end with trainer.resume={run}, and it can be judged"
+        return [Check("record", "broken", f"the run is {status}, not completed; {remedy}")]
     return [Check(rule, *_verdict(rule, found, run, threads)) for rule in _RULES]
 
 
@@ -161,10 +166,13 @@ def _score(found: Evidence, run: Path, threads: int | None) -> tuple[str, str]:
     logits = predict(
         trained.on(compute), portion.images, trained.statistics, compute, trainer.tta, trainer.channels_last
     )
-    again = score(logits, portion.targets, found.data.classes, found.parts.test.official)["accuracy"]
+    scored = score(logits, portion.targets, found.data.classes, found.parts.test.official)
+    again, loss = scored["accuracy"], float(found.manifest["test"]["loss"])
     stored = read_predictions(run).right.double().mean().item()
     if abs(stored - recorded) > 1e-9:
         return "broken", f"predictions.npz gives {stored:.4%}, run.json says {recorded:.4%}"
+    if again == recorded and not math.isclose(scored["loss"], loss, rel_tol=1e-2):
+        return "look", f"scored again: {again:.4%}, as recorded, but by a loss of {scored['loss']:.4f}, not {loss:.4f}"
     if again == recorded:
         return "kept", f"scored again: {again:.4%}, exactly as recorded"
     # On another kind of machine a few images at the border of two classes may fall to the other side.

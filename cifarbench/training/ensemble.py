@@ -18,7 +18,7 @@ from cifarbench.evaluation.ensemble import gains, mean_predictions, mean_weights
 from cifarbench.evaluation.metrics import score
 from cifarbench.evaluation.predict import predict
 from cifarbench.evaluation.predictions import Predictions
-from cifarbench.training.restore import Trained, classes_of, find_checkpoint, images_of, restore
+from cifarbench.training.restore import Trained, classes_of, find_checkpoint, images_of, restore, tested_views
 
 _BATCH, _BATCHES = 500, 20  # training images on which batch norm is measured anew
 
@@ -66,11 +66,12 @@ def average_weights(homes: Sequence[Path], members: Sequence[Predictions], root:
     images = parts.train.images[: _BATCH * _BATCHES]
     renew_batch_norm(first.model, [normalise(batch, *first.statistics) for batch in images.split(_BATCH)])
     compute, trainer = first.compute("cpu", "auto", torch.get_num_threads()), first.config.trainer
+    views = tested_views(first)
     for home in homes:
         runs.count_opening(home)
     portion = parts.test.open()
     model = first.on(compute)
-    logits = predict(model, portion.images, first.statistics, compute, trainer.tta, trainer.channels_last)
+    logits = predict(model, portion.images, first.statistics, compute, views, trainer.channels_last)
     answers = Predictions(portion.indices, portion.targets, logits)
     state = {**first.state, "model": dict(model.state_dict()), "ema": {}}
     return Ensemble(_report(homes, members, answers, "weights"), answers, state)
@@ -89,7 +90,7 @@ def _check_one_model(homes: Sequence[Path], restored: Sequence[Trained]) -> None
 
 
 def _check_one_view(homes: Sequence[Path], restored: Sequence[Trained]) -> None:
-    views = [trained.config.trainer.tta for trained in restored]
+    views = [tested_views(trained) for trained in restored]
     for home, view in zip(homes, views, strict=True):
         if view != views[0]:
             raise ConfigError(

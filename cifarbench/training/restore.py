@@ -15,7 +15,7 @@ from torch import nn
 from cifarbench import runs
 from cifarbench.compute import Compute, choose_compute, make_deterministic
 from cifarbench.config.own import is_as_loaded, own_sections
-from cifarbench.config.schema import TrainConfig
+from cifarbench.config.schema import TTAS, TrainConfig
 from cifarbench.data.dataset import CLASSES, ImageSet
 from cifarbench.data.load import load_images
 from cifarbench.data.split import Parts, split
@@ -135,6 +135,14 @@ def restore(path: Path, root: str | None = None) -> Trained:
     model = build_model(config)
     checkpoint.load_weights(model, checkpoint.tested_weights(state), path)
     return Trained(path, config, passport, model.eval(), state)
+
+
+def tested_views(trained: Trained) -> str:
+    """The views that its run was tested by, which a resume may have changed; its own where no test is recorded."""
+    home = home_of(trained.path)
+    test = runs.read_manifest(home).get("test") if home else None
+    views = test.get("tta") if isinstance(test, dict) else None
+    return str(views) if views in TTAS else trained.config.trainer.tta
 
 
 def images_of(trained: Trained) -> tuple[ImageSet, Parts]:

@@ -26,6 +26,7 @@ def run_facts(record: Record) -> dict[str, Any]:
         "mismatch": _mismatch(record),
         "best": {"epoch": record.number("best", "epoch"), "accuracy": record.number("best", "val_accuracy")},
         "tested": record.look("tested"),
+        "openings": record.number("test", "openings"),
         "protocol": protocol(record),
         "command": command(record),
         "config": yaml.safe_dump(record.config, sort_keys=False, allow_unicode=True),
