@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import FunctionType
 
 import pytest
@@ -137,6 +138,17 @@ def test_an_own_augmentation_is_shown(cli, tmp_path, write):
     ended = cli("data", "show", "data=synthetic", "data.size=600", "augment=coarse_four", plugin)
     assert ended.code == 0, ended.err
     assert (tmp_path / "outputs" / "data" / "samples-coarse_four.png").is_file()
+
+
+def test_tune_draws_the_rate_of_an_own_optimizer_around_its_default(cli, tmp_path, write):
+    pytest.importorskip("optuna", reason="needs the extra `tune`")
+    words = [*NO_OPTIMIZER, write(OPTIMIZER, "plain_tuned"), "optim=plain_tuned", "trainer.epochs=1", "tune.trials=2"]
+    ended = cli("tune", *words)
+    assert ended.code == 0, ended.err
+    (study,) = (tmp_path / "outputs" / "tune").glob("*/study.json")
+    rates = [trial["optim.lr"] for trial in json.loads(study.read_text())["trials"]]
+    assert len(rates) == 2
+    assert all(0.01 <= rate <= 1.0 for rate in rates)
 
 
 def test_help_lists_what_a_plugin_adds_with_its_keys(cli, write):

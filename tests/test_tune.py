@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -202,6 +203,60 @@ def test_the_point_of_a_failed_trial_is_walked_again(tmp_path):
     assert walked == [(a, b) for a in "xyz" for b in (1, 2)]
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["it goes on", "it is stopped then"])
+def test_what_a_worker_trained_that_was_taken_for_dead_is_gone_on_with(tmp_path, capsys, stopped):
+    from cifarbench.errors import Interrupted
+    from cifarbench.tuning.study import ended, open_study, run_trials
+
+    seen = []
+
+    def objective(trial, number):
+        seen.append((trial.number, number))
+        trial.suggest_float("x", 0, 1)
+        if len(seen) == 1:  # as another worker does after `tune.patience`
+            study._storage.set_trial_state_values(trial._trial_id, optuna.trial.TrialState.FAIL)
+            if stopped:
+                raise Interrupted("stopped", 15)
+        return 0.5
+
+    with open_study(section(space=("x=float(0,1)",)), f"sqlite:///{tmp_path}/s.db", 0) as study:
+        if stopped:
+            with pytest.raises(Interrupted):
+                run_trials(study, 1, objective)
+        run_trials(study, 1, objective)
+        (done,) = ended(study)
+        lost = study.trials[0]
+    assert seen == [(0, 0), (1, 0)]
+    assert (done.params, lost.state.name) == (lost.params, "FAIL")
+    assert ("taken for dead" in capsys.readouterr().out) is not stopped
+
+
+def test_a_trial_whose_directory_another_worker_holds_is_left_to_it(cli, tmp_path):
+    directory = tmp_path / "outputs/tune/s"
+    holder = runs.RunDirectory(directory / "trial-0")
+    holder.acquire()
+    try:
+        ended = cli("tune", *SMALL, "trainer.epochs=1", "tune.trials=1")
+    finally:
+        holder.release()
+    assert ended.code == 0, ended.err
+    assert (directory / "trial-1" / "run.json").is_file()
+
+
+@pytest.mark.parametrize("optim", ["muon", "sgd", "adam", "adamw", "rmsprop"])
+def test_the_space_is_that_of_the_optimizer(optim):
+    values = compose("tune", [f"optim={optim}"])
+    assert values["tune"] == compose("tune", [f"optim={optim}", f"tune={optim}"])["tune"]
+    load(TuneVerbConfig, values)
+    low, high = map(float, re.fullmatch(r"optim\.lr=log\((.*),(.*)\)", values["tune"]["space"][0]).groups())
+    assert low <= values["optim"]["lr"] <= high
+
+
+def test_a_space_that_does_not_fit_is_refused_before_there_is_a_study(cli, tmp_path):
+    assert cli("tune", "data=synthetic", "data.size=600", "model=linear", "optim=adamw", "tune=muon").code == 2
+    assert not list(tmp_path.glob("outputs/tune/*/study.db"))
+
+
 def section(**values):
     from cifarbench.config.tune import TuneSection
 
@@ -390,7 +445,7 @@ def test_two_workers_one_killed_and_the_study_is_whole(tmp_path):
         (["tune.space=[]"], ["tune.space"]),
         (
             ["tune.space=['optim.bias_lr=float(1,2)']"],
-            ["optim.bias_lr", "optim=muon", "`tune.space`", "tune=muon"],
+            ["optim.bias_lr", "optim=muon", "`tune.space`", "without `tune=`"],
         ),
     ],
 )

@@ -16,8 +16,8 @@ from cifarbench.commands.hydra_app import added_places, compose
 from cifarbench.commands.plugins import load_plugins
 from cifarbench.config.load import load
 from cifarbench.config.schema import TrainConfig
-from cifarbench.config.tune import TuneVerbConfig
-from cifarbench.errors import ConfigError, Interrupted, NonFiniteError, ResourceError
+from cifarbench.config.tune import TuneVerbConfig, dimension
+from cifarbench.errors import ConfigError, Interrupted, InUseError, NonFiniteError, ResourceError
 
 _METRIC = "tune.metric="
 
@@ -62,7 +62,9 @@ def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
     from cifarbench.tuning.study import open_study, run_trials, wanted_trials
     from cifarbench.tuning.subject import claim, claim_dataset
 
+    shared = [*added_places(), *typed]
     url = config.tune.storage or f"sqlite:///{directory.resolve() / 'study.db'}"
+    _trial_config(shared, [f"{each.name}={each.values[0]}" for each in map(dimension, config.tune.space)])
     with open_study(config.tune, url, config.seed) as study:
         claim(study, config, typed)
         data = load_images(config.data, print)
@@ -71,14 +73,21 @@ def _search(config: TuneVerbConfig, typed: list[str], directory: Path) -> None:
         if wanted < config.tune.trials:
             end = "the study ends with as many trials, fewer than `tune.trials`"
             print(f"the grid has {wanted} points: {end}", flush=True)
-        shared = [*added_places(), *typed]
         run_trials(study, wanted, _Worker(config, shared, directory, data))
         with FileLock(directory / ".lock"):  # all workers end at the same moment
             write_study(study, typed, directory)
         show_study(study, config.tune.metric, shared, directory)
 
 
-_SPACES = "tune=muon, sgd or adamw has that of an optimizer, and tune.space=[…] any"
+_SPACES = "without `tune=` it is that of the optimizer, and tune.space=[…] is any"
+
+
+def _trial_config(typed: list[str], overrides: list[str]) -> TrainConfig:
+    """The config of a trial; ConfigError where the space holds what it cannot be."""
+    try:
+        return load(TrainConfig, compose("train", [*typed, *overrides, "trainer.test=false"]))
+    except ConfigError as error:
+        raise ConfigError(f"{error} The trial has {', '.join(overrides)} from `tune.space`: {_SPACES}.") from error
 
 
 class _Worker:
@@ -89,16 +98,16 @@ class _Worker:
 
     def __call__(self, trial: Any, number: int) -> float:
         """Train the trial in its directory, and return the best validation accuracy, or the lowest loss."""
-        from cifarbench.tuning.study import suggest
+        from cifarbench.tuning.study import Surplus, suggest
         from cifarbench.tuning.watcher import Watcher
 
         overrides = suggest(trial, self.config.tune.space)
-        try:
-            config = load(TrainConfig, compose("train", [*self.typed, *overrides, "trainer.test=false"]))
-        except ConfigError as error:
-            raise ConfigError(f"{error} The trial has {', '.join(overrides)} from `tune.space`: {_SPACES}.") from error
+        config = _trial_config(self.typed, overrides)
         holder = runs.RunDirectory(self.directory / f"trial-{number}")
-        holder.acquire()
+        try:
+            holder.acquire()
+        except InUseError as error:  # by the worker that it was taken from, which was silent and lives
+            raise Surplus from error
         holder.command = ["cifarbench", "train", *self.typed, *overrides]
         watcher = Watcher(trial, self.config.tune.metric, holder.path)
         try:
@@ -162,7 +171,9 @@ class _Worker:
         train(config, self.data, holder, Observers(MetricsFile(holder), watcher), World(), clock)
 
     def _say(self, trial: Any, overrides: list[str], watcher: Any, how: str) -> None:
-        best = "–" if watcher.best is None else f"{watcher.best:.4f}"
+        from cifarbench.reporting.tuning import shown_value
+
+        best = shown_value(watcher.best, self.config.tune.metric)
         end = f", {how} after epoch {watcher.epochs}" if how else ""
         print(f"trial {trial.number:>3}  {self.config.tune.metric} {best}  {' '.join(overrides)}{end}", flush=True)
 

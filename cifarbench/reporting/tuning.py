@@ -34,13 +34,19 @@ def show_study(study: optuna.Study, metric: str, typed: list[str], directory: Pa
     if not _any_complete(study):
         raise _without_best(study)
     pruned = sum(trial.state == optuna.trial.TrialState.PRUNED for trial in trials)
-    console.print(
-        f"{len(trials)} trials, {pruned} pruned; best validation {metric} {study.best_value:.4f}, once opened:"
-    )
+    best = f"best validation {metric} {shown_value(study.best_value, metric)}"
+    console.print(f"{len(trials)} trials, {pruned} pruned; {best}. To train it once more, and open the test part once:")
     console.print(Text(shlex.join(["cifarbench", "train", *typed, *_overrides(study)]), "bold"))
     for name, share in importance(study).items():
         console.print(Text(f"  {share:>4.0%}  {name}"))
     console.print(Text(f"{shown_path(directory)}: trials.csv, study.json, best.yaml, study.png", "dim"))
+
+
+def shown_value(value: float | None, metric: str) -> str:
+    """An accuracy or a loss as text."""
+    if value is None:
+        return "–"
+    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
 
 
 def write_study(study: optuna.Study, typed: list[str], directory: Path) -> None:

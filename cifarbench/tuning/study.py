@@ -163,21 +163,46 @@ def run_trials(study: optuna.Study, wanted: int, run: Callable[[Trial, int], flo
 
 
 def _run_one(study: optuna.Study, objective: Callable[[Trial], float]) -> None:
-    """Run one trial; where it is interrupted, the next worker is to take it over, as it does with a killed one."""
+    """Run one trial; where it is interrupted, the next worker is to take it over, as it does with a killed one.
+
+    So it is where this worker was silent for so long that another one took it for dead: what it trained is not lost.
+    """
     numbers: list[int] = []
+    stops: list[BaseException] = []
+    taken = False
 
     def noted(trial: Trial) -> float:
+        nonlocal taken
         numbers.append(trial.number)
-        return objective(trial)
+        try:
+            return objective(trial)
+        except (Interrupted, KeyboardInterrupt) as stop:
+            stops.append(stop)
+            raise
+        finally:
+            taken = study.trials[trial.number].state == TrialState.FAIL  # by another worker: this one has told nothing
 
     try:
         study.optimize(noted, n_trials=1, catch=(Surplus,))
-    except (Interrupted, KeyboardInterrupt):
-        for number in numbers:
-            trial = study.trials[number]
-            if trial.state == TrialState.FAIL:
-                RetryHeartbeatStaleTrialCallback()(study, trial)
-        raise
+    except (Exception, KeyboardInterrupt):
+        if taken or stops:
+            _hand_on(study, numbers)
+        if stops:
+            raise stops[0] from None
+        if not taken:
+            raise
+        print(f"trial {numbers[0]:>3}  was silent for long and taken for dead; it is gone on with", flush=True)
+
+
+def _hand_on(study: optuna.Study, numbers: list[int]) -> None:
+    """Let the next worker take over the trials that failed, unless one has."""
+    again = RetryHeartbeatStaleTrialCallback.retried_trial_number
+    alive = {again(trial) for trial in study.trials if trial.state != TrialState.FAIL}
+    for number in numbers:
+        trial = study.trials[number]
+        origin = again(trial)
+        if trial.state == TrialState.FAIL and (number if origin is None else origin) not in alive:
+            RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def _count(study: optuna.Study, states: tuple[TrialState, ...]) -> int:
