@@ -172,6 +172,35 @@ def test_norms_of_nearly_constant_channels_stay_finite_and_exact(monkeypatch):
     assert bool(ours(flat).isfinite().all())
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "shape"),
+    [
+        (nn.BatchNorm1d, {}, (6, 5)),
+        (nn.BatchNorm1d, {"affine": False}, (6, 5, 7)),
+        (nn.BatchNorm2d, {"momentum": None}, (6, 5, 3, 3)),
+        (nn.BatchNorm2d, {"track_running_stats": False}, (6, 5, 3, 3)),
+        (nn.BatchNorm3d, {"affine": False, "momentum": 0.3}, (6, 5, 2, 2, 2)),
+    ],
+)
+def test_every_batch_norm_of_torchs_sees_both_processes_images(monkeypatch, kind, options, shape):
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda values: values.mul_(2))  # both have the same batch
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = nn.Sequential(kind(5, **options)), kind(5, **options).double()
+    synchronise_norms(ours)
+    for step in range(3):
+        x = (torch.randn(shape, generator=generator) * (step + 1) + step).requires_grad_()
+        whole = torch.cat([x.detach(), x.detach()]).double().requires_grad_()
+        weights = torch.randn(shape, generator=generator)
+        found, right = ours(x), theirs(whole)
+        torch.testing.assert_close(found.double(), right[: len(x)], rtol=1e-4, atol=1e-5)
+        (found * weights).sum().backward()
+        (right * torch.cat([weights, weights]).double()).sum().backward()
+        torch.testing.assert_close(x.grad.double(), whole.grad[: len(x)], rtol=1e-3, atol=1e-4)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours[0].state_dict()[name].double(), value.double(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.eval()(x).double(), theirs.eval()(x.double()), rtol=1e-4, atol=1e-5)
+
+
 def test_a_finished_run_asked_for_again_lets_every_process_end(runs_of_one_and_two, tmp_path):
     folder = shutil.copytree(runs_of_one_and_two / "two", tmp_path / "two")
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

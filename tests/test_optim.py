@@ -235,6 +235,8 @@ def test_a_run_with_an_l1_penalty_says_how_many_parameters_are_0_and_one_without
         assert (f"of them {zeros:,} are 0" in (tmp_path / run / "report.html").read_text()) == (run == "sparse")
     assert manifest_of(tmp_path / "sparse")["model"]["zeros"] > 100
     assert manifest_of(tmp_path / "dense")["model"]["zeros"] == 0
+    averaged = cli("train", *TINY, "trainer.tensorboard=false", "optim.l1=0.01", "trainer.ema=0.99").out
+    assert "what is tested are averages (trainer.ema), of which hardly any is 0" in " ".join(averaged.split())
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -70,7 +70,9 @@ class MuonConfig:
     bias_lr: float = key("Peak learning rate of biases and normalisation parameters.", gt=0, le=1000)
     head_lr: float = key("Peak learning rate of the last layer, times 512/inputs if it has more.", gt=0, le=1000)
     side_momentum: float = key("Nesterov momentum of biases, norms and the last layer.", ge=0, lt=1)
-    weight_decay: float = key("Share of biases and last layer taken off per step at the peak rate.", ge=0, lt=1)
+    weight_decay: float = key(
+        "Share of biases and last layer taken off per step at the peak rate, times 1 / (1 - side_momentum).", ge=0, lt=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

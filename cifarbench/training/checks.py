@@ -96,6 +96,8 @@ def say_what_is_unused(training: Training, parts: Parts) -> None:
         note(f"model={config.model.name} has no matrix for Muon to turn, so optim.lr does nothing: try optim=adamw")
     if config.trainer.cuda_graphs and not (training.replay and training.setting.compute.device.type == "cuda"):
         note("steps are not recorded (trainer.cuda_graphs): that takes one process, an NVIDIA GPU, and bf16 or fp32")
+    if config.trainer.ema and getattr(config.optim, "l1", 0.0):
+        note("what is tested are averages (trainer.ema), of which hardly any is 0 where optim.l1 leaves weights at 0")
     for path, text in _spans(config):
         if span(text, training.length).end > 1:
             note(f"`{path}` is {text}, which this run of {config.trainer.epochs} epochs never reaches")

@@ -23,7 +23,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
+class _Synchronised(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose training statistics are those of all processes' images together.
 
     Ioffe and Szegedy (2015), on the global batch. Sums are taken in fp32, about the running mean, so that little is
@@ -31,21 +31,25 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(N, C, H, W)` of this process to the same, normalised."""
+        """`(N, C, …)` of this process to the same, normalised."""
         if not self.training:
             return super().forward(x)
-        assert self.running_mean is not None
-        middle = self.running_mean.clone()  # the same in every process
-        pixels = x.float() - middle[None, :, None, None]
-        count = pixels.new_tensor([pixels.numel() / pixels.shape[1]])
-        total = _Sum.apply(torch.cat([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3)), count]))
+        around, others = (1, -1, *[1] * (x.ndim - 2)), [dim for dim in range(x.ndim) if dim != 1]
+        middle = x.new_zeros(x.shape[1], dtype=torch.float32)
+        if self.running_mean is not None:
+            middle = self.running_mean.clone()  # the same in every process
+        values = x.float() - middle.view(around)
+        count = values.new_tensor([values.numel() / values.shape[1]])
+        total = _Sum.apply(torch.cat([values.sum(others), values.square().sum(others), count]))
         count = total[-1].detach()
         mean, square = (total[:-1] / count).chunk(2)
         variance = (square - mean.square()).clamp_min(0.0)
-        self._keep(mean.detach() + middle, variance.detach(), count)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return (pixels * scale[None, :, None, None] + shift[None, :, None, None]).to(x.dtype)
+        if self.running_mean is not None:
+            self._keep(mean.detach() + middle, variance.detach(), count)
+        scale = torch.rsqrt(variance + self.eps)
+        scale = scale if self.weight is None else self.weight * scale
+        shift = -mean * scale if self.bias is None else self.bias - mean * scale
+        return (values * scale.view(around) + shift.view(around)).to(x.dtype)
 
     @torch.no_grad()
     def _keep(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -54,13 +58,32 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked += 1
-        momentum = 0.1 if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * count / (count - 1), momentum)
+        # Without a momentum they are the mean over all batches.
+        weight = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, weight)
+        self.running_var.lerp_(variance * count / (count - 1), weight)
+
+
+class _Synchronised1d(_Synchronised, nn.BatchNorm1d):
+    pass
+
+
+class _Synchronised2d(_Synchronised, nn.BatchNorm2d):
+    pass
+
+
+class _Synchronised3d(_Synchronised, nn.BatchNorm3d):
+    pass
+
+
+_OURS: dict[type, type] = {
+    nn.BatchNorm1d: _Synchronised1d,
+    nn.BatchNorm2d: _Synchronised2d,
+    nn.BatchNorm3d: _Synchronised3d,
+}
 
 
 def synchronise_norms(model: nn.Module) -> None:
     """Let every batch norm of `model` see the batches of all processes; names and values stay as they are."""
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
+        module.__class__ = _OURS.get(type(module), type(module))
