@@ -332,6 +332,18 @@ def test_a_directory_in_use_is_refused_and_its_holder_named(cli, tmp_path):
         (["model=mlp", "data.size=600", "trainer.batch_size=431"], "`trainer.batch_size` is 431"),
         (["model=mlp", "data.size=600", "trainer.batch_size=2", "trainer.micro_batch=1"], "`trainer.micro_batch` 1"),
         (["model=mlp", "data.size=600", "trainer.batch_size=33", "trainer.micro_batch=2"], "`trainer.micro_batch` 2"),
+        (
+            [
+                "model=vgg",
+                "model.width=0.125",
+                "model.stages=5",
+                "data.size=600",
+                "trainer.batch_size=431",
+                "trainer.sizes=[16]",
+                "trainer.size_until=[50%]",
+            ],
+            "`trainer.batch_size` is 431",
+        ),
     ],
 )
 def test_a_pass_of_one_image_is_refused_where_a_norm_would_see_a_single_value(cli, words, told):
@@ -339,6 +351,14 @@ def test_a_pass_of_one_image_is_refused_where_a_norm_would_see_a_single_value(cl
     assert (ended.code, told in ended.err) == (2, True), ended.err
     assert cli("train", *TINY[:1], *words, *TINY[-2:], "trainer.epochs=1", "trainer.limit_batches=1",
                "trainer.micro_batch=null", "hydra.run.dir=run").code == 0  # fmt: skip
+
+
+def test_a_pass_of_one_image_is_tried_without_a_trace(tmp_path):
+    words = ["data.size=600", "trainer.batch_size=431", "trainer.epochs=1", "trainer.threads=1"]
+    fit(tiny_config(*words), tmp_path / "tried")
+    with mock.patch("cifarbench.training.checks._check_norms"):
+        fit(tiny_config(*words), tmp_path / "untried")
+    assert weights_of(tmp_path / "tried") == weights_of(tmp_path / "untried")
 
 
 def test_a_small_batch_that_is_never_reached_is_not_refused():

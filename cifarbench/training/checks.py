@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -68,20 +69,30 @@ def _check_forward(training: Training, side: int) -> None:
 
 
 def _check_norms(training: Training) -> None:
-    """Raise ConfigError where batch norm of vectors would see a single image, whose variance is nothing.
+    """Raise ConfigError where batch norm would see a single value of each channel, whose variance is nothing.
 
-    Source: Ioffe and Szegedy (2015); torch refuses it too, but in the middle of an epoch.
+    That is one image of a vector, or of a map of 1 px (Ioffe and Szegedy, 2015). torch refuses it too, but in the
+    middle of an epoch; here such a pass is tried, and what it changes put back.
     """
-    trainer, world = training.trainer, training.setting.world
+    trainer, world, model = training.trainer, training.setting.world, training.model
     batches = {trainer.batch_size, _smallest_batch(trainer, len(training.setting.train))}
     passes = [batch // world.size // world.passes(batch, trainer.micro_batch) for batch in batches]
-    norms = any(isinstance(module, nn.BatchNorm1d) for module in training.model.modules())
-    if norms and min(passes) == 1:
+    if min(passes) > 1 or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return
+    kept = copy.deepcopy(model.state_dict())
+    device = training.setting.compute.device
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), training.setting.compute.autocast():
+            for side in (FULL, *trainer.sizes):
+                model.train()(torch.zeros(1, 3, side, side, device=device))
+    except ValueError as error:
         raise ConfigError(
             f"`trainer.batch_size` is {trainer.batch_size} and `trainer.micro_batch` {trainer.micro_batch}, which "
             f"leaves a pass of one image, and model={training.config.model.name} normalises over a pass; "
             "set `trainer.drop_last=true`, or another size."
-        )
+        ) from error
+    finally:
+        model.load_state_dict(kept)
 
 
 def say_what_is_unused(training: Training, parts: Parts) -> None:
