@@ -27,12 +27,12 @@ VERBS = {
     "baseline": "score a method without training: cifarbench baseline knn",
     "data": "fetch, check or show the dataset: cifarbench data fetch|check|show",
 }
-HELP = f"""usage: cifarbench VERB [group=option] [key=value] …
+HELP = """usage: cifarbench VERB [group=option] [key=value] …
 
 CIFAR-10 experiments with a sealed test set.
 
 verbs:
-{chr(10).join(f"  {verb:<13}{text}" for verb, text in VERBS.items())}
+{verbs}
 
 first steps:
   cifarbench train data=synthetic trainer=quick    drawn images, no download
@@ -40,8 +40,8 @@ first steps:
   cifarbench train -m model=vgg,resnet seed=1,2    a sweep of four runs
   cifarbench VERB --help                           every group, option and key
 
-options: --help, --version, --debug (show a traceback), -sc install=bash (completion)
-Hydra's own flags come after the verb: -m, --cfg job, --info, --config-dir, --hydra-help.
+options: --help, --version, --debug (traceback), -sc install=bash (completion)
+Hydra's own flags follow the verb: -m, --cfg job, --info, --config-dir, …
 """
 
 
@@ -63,6 +63,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error)
 
 
+def _help() -> str:
+    import shutil
+    import textwrap
+
+    width = min(shutil.get_terminal_size((100, 24)).columns, 110)
+    lines = [
+        textwrap.fill(text, width, initial_indent=f"  {verb:<13}", subsequent_indent=" " * 15, break_on_hyphens=False)
+        for verb, text in VERBS.items()
+    ]
+    return HELP.format(verbs="\n".join(lines))
+
+
 def _let_idle_threads_sleep() -> None:
     """Let OpenMP's threads sleep while they wait, before torch loads its library; the user's own settings win.
 
@@ -74,7 +86,7 @@ def _let_idle_threads_sleep() -> None:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(HELP, end="")
+        print(_help(), end="")
         return 0 if arguments else 2
     verb, rest = arguments[0], arguments[1:]
     if verb == "--version":
@@ -107,5 +119,12 @@ def _follow(verb: str) -> int:
 def _report(error: Exception) -> int:
     """Print the error as a sentence and return its exit code."""
     sentence, code = explain(error)
-    print(f"cifarbench: {sentence}", file=sys.stderr)
+    text = f"cifarbench: {sentence}"
+    if sys.stderr.isatty():  # which would break words; elsewhere a sentence stays one line
+        import shutil
+        import textwrap
+
+        width = shutil.get_terminal_size((100, 24)).columns
+        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+    print(text, file=sys.stderr)
     return code

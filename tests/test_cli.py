@@ -130,6 +130,47 @@ def test_a_config_dir_of_ones_own_adds_options(cli, tmp_path):
         assert re.search(r"^ +tiny +In .*tiny\.yaml\.$", result.out, re.MULTILINE), "an option of one's own is listed"
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train lenet", "Did you mean model=lenet?"),
+        ("summary adamw", '"adamw" is no setting.'),
+        ("train seed 3", "key=value, like seed=1"),
+        ("train --epochs 3", "Did you mean trainer.epochs=…?"),
+        ("leaderboard --top 3", "Did you mean top=…?"),
+        ("train -m --foo seed=1,2", 'unknown flag "--foo"'),
+        ("train +seed=3", "without a +"),
+        ("train ~model", "takes away what a run needs"),
+        ("train model=", 'unknown option for `model`: "".'),
+        ("train optim=SGD", 'Did you mean "sgd"?'),
+        ("export there onnx", "'onnx' is no directory"),
+        ("eval there", "there has no last.pt"),
+        ("train data=synthetic hydra.run.dir=file", "a file is there, where a folder is needed"),
+    ],
+)
+def test_a_slip_is_told_its_remedy(cli, tmp_path, line, told):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "file").touch()
+    result = cli(*line.split())
+    assert (result.code, told in result.err) == (2, True), result.err
+
+
+def test_help_shows_the_keys_of_the_chosen_options_and_marks_them(cli):
+    shown = cli("train", "model=lenet", "--help").out
+    assert re.search(r"^ +\* lenet ", shown, re.MULTILINE)
+    assert "[lenet]" in shown
+    assert "[resnet]" not in shown
+    assert "[sgd]" in shown, "of a group that nothing was typed of, all"
+
+
+@pytest.mark.parametrize("columns", [80, 100])
+def test_the_first_help_fits_its_terminal(columns, monkeypatch, cli):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = cli("--help").out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) > 25
+
+
 def test_a_config_dir_that_is_not_there_is_refused_by_name(cli):
     for words in (["--cfg", "job"], ["--help"], ["-m", "seed=1,2"]):
         result = cli("train", "--config-dir=nowhere", *words)

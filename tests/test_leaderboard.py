@@ -237,6 +237,22 @@ def test_leaderboard_finds_groups_and_writes(cli, runs, tmp_path):
     assert len((tmp_path / "board" / "leaderboard.csv").read_text().splitlines()) == 3
 
 
+def test_what_only_tried_things_is_not_ranked_and_a_key_counts_as_it_was_typed_last(cli, runs, tmp_path):
+    (first, second, *_) = sorted(path.parent for path in runs.glob("**/run.json"))
+    tried, doubled = (
+        Path(shutil.copytree(home, tmp_path / "more" / name)) for home, name in ((first, "a"), (second, "b"))
+    )
+    for run, words in ((tried, ["debug=limit", "seed=7"]), (doubled, ["model=lenet", "model=vgg", "seed=8"])):
+        manifest = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**manifest, "command": ["cifarbench", "train", *words]}))
+    shown = cli("leaderboard", "more").out
+    assert "1 of 2 runs are left out, which tried things with debug=…." in shown
+    assert "model=vgg" in shown
+    assert "model=lenet" not in shown
+    assert "debug=limit" in cli("leaderboard", "more", "where=debug=limit").out
+    assert 'Did you mean "simple_cnn"?' in cli("leaderboard", "more", "only=simple_cn").out
+
+
 def test_leaderboard_compares_recipes_over_all_their_seeds(cli, runs):
     first, second = sorted((runs / "sweep").glob("*/run.json"))[::2]
     ended = cli("leaderboard", str(runs), "--compare", str(first.parent), str(second.parent))

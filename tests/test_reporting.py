@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import urllib.request
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def test_plain_output_is_a_line_an_epoch_and_a_panel(cli):
     assert len(lines) == 2
     assert "test accuracy" in result.out
     assert "95 % interval" in result.out
-    assert "run/confusion_matrix.png" in result.out
+    assert re.search(r"│ run +run +│\n│ in it +confusion_matrix\.png +│", result.out)
     assert "\x1b" not in result.out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -359,6 +360,14 @@ def test_a_pass_of_one_image_is_tried_without_a_trace(tmp_path):
     with mock.patch("cifarbench.training.checks._check_norms"):
         fit(tiny_config(*words), tmp_path / "untried")
     assert weights_of(tmp_path / "tried") == weights_of(tmp_path / "untried")
+
+
+def test_how_a_run_ended_is_said(cli):
+    words = [*TINY, "trainer.tensorboard=false", "trainer.epochs=9", "optim.lr=1e-9", "trainer.test=false"]
+    said = cli("train", *words, "trainer.early_stopping=2").out
+    assert re.search(r"ended after epoch \d of 9: 2 validations in a row were no better", said)
+    ended = cli("train", *TINY, "debug=overfit_batch", "trainer.epochs=1", "trainer.tensorboard=false")
+    assert "the batch is not known by heart: loss 2." in ended.out
 
 
 def test_a_small_batch_that_is_never_reached_is_not_refused():

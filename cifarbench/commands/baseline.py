@@ -119,14 +119,11 @@ def _validate(config: BaselineConfig, model: Any, val: Any) -> dict[int, float]:
 
 
 def _show(config: BaselineConfig, holder: runs.RunDirectory, report: dict[str, Any], dataset: str) -> None:
-    from rich.console import Console
-
-    from cifarbench.reporting.console import result_panel
+    from cifarbench.reporting.console import output_console, result_panel
 
     tried = holder.manifest["validation"]
     for k, accuracy in tried.items():
         chosen = int(k) == (holder.manifest["best"] or {}).get("k") and len(tried) > 1
         print(f"  k = {k:>3}   {accuracy:.2%} of the validation images{'   chosen' if chosen else ''}")
-    home = runs.shown_path(holder.path)
-    paths = {"run": home, "confusion matrix": f"{home}/confusion_matrix.png"}
-    Console(highlight=False).print(result_panel(report, dataset, paths))
+    paths = {"run": runs.shown_path(holder.path), "in it": "confusion_matrix.png"}
+    output_console().print(result_panel(report, dataset, paths))

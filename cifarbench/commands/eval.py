@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
 
 from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins
+from cifarbench.commands.words import gather_one
 from cifarbench.config.after import EvalConfig
 from cifarbench.config.load import load
 from cifarbench.errors import ConfigError
+
+_KEYS = tuple(field.name for field in dataclasses.fields(EvalConfig))
+
+
+def rewrite(arguments: list[str]) -> list[str]:
+    """Turn `eval DIR` into `eval run=DIR`."""
+    return gather_one(arguments, "run", _KEYS)
 
 
 def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
@@ -84,13 +93,12 @@ def _show(
     dataset: str,
     recorded: dict[str, Any] | None,
 ) -> None:
-    from rich.console import Console
-
-    from cifarbench.reporting.console import result_panel
+    from cifarbench.reporting.console import output_console, result_panel
     from cifarbench.reporting.results import write_confusion
 
     paths = {"checkpoint": str(path)}
     if home is not None:
+        paths = {"run": str(home), "checkpoint": path.name}
         (home / "eval").mkdir(exist_ok=True)
         tta = report["tta"]
         stem = f"{path.stem}-{portion}-{tta}"
@@ -98,8 +106,8 @@ def _show(
         runs.write_json(target, {**report, "portion": portion, "checkpoint": path.name})
         note = f"{dataset}, {portion} images, tta {tta}"
         write_confusion(home / "eval", report, tuple(report["per_class"]), note, f"{stem}-")
-        paths["result"] = str(target)
-    console = Console(highlight=False)
+        paths["in it"] = f"eval/{target.name}"
+    console = output_console()
     console.print(result_panel(report, dataset, paths, portion))
     if portion == "test" and home is not None:
         manifest = runs.read_manifest(home)

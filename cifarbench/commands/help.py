@@ -20,6 +20,18 @@ from cifarbench.config.keys import Rule, rule_of
 from cifarbench.config.load import CHOICES, VERBS, augment_class
 from cifarbench.errors import ConfigError
 
+# What a verb takes as plain words.
+_WORDS = {
+    "baseline": "knn ",
+    "data": "fetch|check|show|duplicates ",
+    "ensemble": "DIR DIR… ",
+    "eval": "DIR ",
+    "export": "DIR ",
+    "leaderboard": "[DIR…] ",
+    "predict": "run=DIR IMAGE… ",
+    "report": "DIR [DIR…] ",
+    "verify": "DIR… ",
+}
 _FLAGS = """flags:
   -m, --multirun     run every combination of comma-separated values
   --cfg job          show the composed config instead of running
@@ -31,23 +43,37 @@ _FLAGS = """flags:
 
 
 def show_help(verb: str, arguments: list[str]) -> int:
-    """Print the verb's help; overrides in `arguments` change which options count as chosen."""
+    """Print the verb's help; of a group whose option is named in `arguments`, the keys of that option alone."""
     _, overrides = flags_apart(arguments)
     own = config_folder(arguments)
     composed = compose(verb, overrides, own)
     folders = [conf_dir(), *([Path(own)] if own else [])]
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
-    print(f"usage: cifarbench {verb} [group=option] [key=value] …\n\ngroups:")
-    for group in _groups(composed):
+    words = _WORDS.get(verb, "")
+    print(f"usage: cifarbench {verb} {words}[key=value] …")
+    found = _groups(composed)
+    if found:
+        print("\ngroups, as group=option (*: chosen):")
+    for group in found:
         print(f"  {group}=")
-        for option, sentence in _options(group, folders):
-            print(_wrapped(f"      {option:<18} ", sentence, width))
+        options = list(_options(group, folders))
+        column = max(18, *(len(option) for option, _ in options))
+        for option, sentence in options:
+            mark = "*" if option == _chosen(composed, group) else " "
+            print(_wrapped(f"    {mark} {option:<{column}} ", sentence, width))
+    typed = {text.partition("=")[0] for text in overrides}
     print("\nkeys (default):")
-    for path, rule, kind, default in _keys(VERBS[verb], composed):
+    for path, rule, kind, default in _keys(VERBS[verb], composed, typed):
         value = f"{path}={_show(default)}"
         print(_wrapped("      ", _sentence(rule, kind), width, f"  {value}"))
     print(f"\n{_FLAGS}", end="")
     return 0
+
+
+def _chosen(composed: dict[str, Any], group: str) -> Any:
+    """The name of the group's option in the composed config, where its section has one."""
+    section = composed.get(group)
+    return section.get("name") if isinstance(section, dict) else None
 
 
 def _groups(composed: dict[str, Any]) -> list[str]:
@@ -63,11 +89,17 @@ def _options(group: str, folders: list[Path]) -> Iterator[tuple[str, str]]:
     yield from ((name, "Of a plugin.") for name in added_options(group))
 
 
-def _keys(cls: type, composed: dict[str, Any]) -> Iterator[tuple[str, Rule, Any, Any]]:
-    """(dotted key, rule, type, default) for the verb's own keys, then section by section, every choice of each."""
+def _keys(cls: type, composed: dict[str, Any], typed: set[str]) -> Iterator[tuple[str, Rule, Any, Any]]:
+    """(dotted key, rule, type, default) for the verb's own keys, then section by section.
+
+    Of each group every option's, but for a group in `typed` those of its chosen one.
+    """
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        if field.name in CHOICES:
+        if field.name in typed and field.name in CHOICES:
+            name = composed[field.name]["name"]
+            yield from _section(field.name, CHOICES[field.name][name], composed[field.name], f"[{name}] ")
+        elif field.name in CHOICES:
             for option, section in _choices(field.name):
                 yield from _section(field.name, section, option, f"[{option['name']}] ")
         elif dataclasses.is_dataclass(hints[field.name]):

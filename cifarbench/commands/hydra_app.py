@@ -248,14 +248,17 @@ def _raised_by_hydra(error: Exception) -> bool:
 def _translate(verb: str, error: Exception) -> ConfigError:
     """The ConfigError for what Hydra or OmegaConf raised."""
     text = str(error)
-    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    missing = re.search(r"Could not find '([^']+)/([^'/]*)'", text)
     if missing:
         return unknown_option(missing[1], missing[2])
     ambiguous = re.search(r"Ambiguous value for argument '([^'=]+)=([^']*)'", text)
     if ambiguous:
         values = f"`{ambiguous[1]}={ambiguous[2]}`"
         return ConfigError(f"{values} names several values; add -m to run one after the other, or quote it as text.")
-    key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Could not append to config.*?'([^']+)'", text)
+    there = re.search(r"Could not append to config.*?'([^']+)'", text)
+    if there:
+        return ConfigError(f'"{there[1]}" is there already; type {there[1]}=… without a + before it.')
+    key = re.search(r"Could not override '([^']+)'", text)
     if key:
         return unknown_key(verb, key[1])
     override = getattr(error, "override", None)

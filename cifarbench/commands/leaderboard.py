@@ -8,10 +8,12 @@ from typing import Any
 
 from cifarbench.commands.words import gather
 from cifarbench.config.judge import LeaderboardConfig
+from cifarbench.config.keys import nearest
 from cifarbench.config.load import load
 from cifarbench.config.quoting import quoted
 from cifarbench.errors import ConfigError
 
+_DEBUG = "debug="  # what is typed to try things
 _KEYS = tuple(field.name for field in dataclasses.fields(LeaderboardConfig))
 
 
@@ -54,16 +56,25 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     notes: list[str] = []
     everything = find([*folders, *map(Path, config.compare)], notes.append)
     records = [record for record in everything if _is_wanted(record, config)]
+    trials = [record for record in records if _DEBUG in record.label and _DEBUG not in config.where]
+    if trials:
+        records = [record for record in records if record not in trials]
+        notes.append(f"{len(trials)} of {len(everything)} runs are left out, which tried things with debug=….")
     if config.verified:
         records = _verified(records, config, notes)
     ranked = boards(records, config.by, config.sort)
     if everything and not ranked:
-        notes.append(f"of {len(everything)} finished runs none is left by the filters, or has a {config.by} accuracy.")
+        hint = nearest(config.only, {record.model for record in everything}) if config.only else ""
+        none = f"of {len(everything)} finished runs none is left by the filters, or has a {config.by} accuracy."
+        notes.append(f"{none}{hint}")
+    verdict = _compared(config, everything) if config.compare else None  # before all else: it may be refused
     print_boards(ranked, config, notes)
     if config.out is not None:
         write_boards(ranked, config.by, Path(config.out))
-    if config.compare:
-        _compare(config, everything)
+    if verdict:
+        from cifarbench.reporting.leaderboard import print_verdict
+
+        print_verdict(*verdict)
     return 0
 
 
@@ -85,13 +96,13 @@ def _verified(records: list[Any], config: LeaderboardConfig, notes: list[str]) -
     return kept
 
 
-def _compare(config: LeaderboardConfig, records: list[Any]) -> None:
+def _compared(config: LeaderboardConfig, records: list[Any]) -> tuple[Any, Any]:
+    """The verdict on the two groups, and McNemar's test on two runs of theirs."""
     from cifarbench.leaderboard.ranking import compare, group_of
-    from cifarbench.reporting.leaderboard import print_verdict
 
     first, second = (group_of(Path(name), records, config.by) for name in config.compare)
     paired = _paired(config.compare) if config.by == "test" else None
-    print_verdict(compare(first, second, config.by), paired)
+    return compare(first, second, config.by), paired
 
 
 def _paired(homes: tuple[str, ...]) -> Any:

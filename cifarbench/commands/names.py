@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cifarbench.commands.words import flags_apart
 from cifarbench.config.augment import AUGMENTS
 from cifarbench.config.keys import nearest, unknown
 from cifarbench.config.load import CHOICES, VERBS
@@ -16,6 +17,10 @@ from cifarbench.errors import ConfigError
 GLOBAL_GROUPS = ("experiment", "hardware", "debug")  # groups whose options set keys of other groups
 _PLAIN = re.compile(r"([A-Za-z_]\w*)(\.[\w.]*)?=(.*)", re.DOTALL)
 _CONFIG_FLAGS = ("--config-", "-cd", "-cp", "-cn")
+_FLAGS = {
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
+    *("--shell-completion", "--config-path", "--config-name", "--config-dir"),
+}
 _ADDS_NAMES = ("plugins=", "--shell-completion", "-sc")  # models of the user's own, or what may come next is asked for
 
 
@@ -52,12 +57,15 @@ def check_names(verb: str, arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: `optm=adamw` or `optm.lr=1` (no such section), or `model=vgh` (no such option).
     """
+    _check_flags(verb, arguments)
     if brings_configs(arguments) or any(argument.startswith(_ADDS_NAMES) for argument in arguments):
         return
     sections, known_groups = {*_sections(verb), "hydra", "sweep"}, set(groups()) - {"hydra"}
-    for argument in arguments:
+    _, words = flags_apart(arguments)
+    for argument in words:
         plain = _PLAIN.fullmatch(argument)
         if not plain:
+            _check_word(verb, argument)
             continue
         section, key, values = plain.groups()
         if section not in sections:
@@ -66,6 +74,29 @@ def check_names(verb: str, arguments: Sequence[str]) -> None:
             for value in values.split(","):
                 if value.isidentifier() and value not in (*options(section), "null"):
                     raise unknown_option(section, value)
+
+
+def _check_flags(verb: str, arguments: Sequence[str]) -> None:
+    """Refuse a flag that Hydra does not have: `--epochs 3` for `trainer.epochs=3`."""
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("-") and flag not in _FLAGS and not re.match(r"-[chimprsv]", flag):
+            name = flag.lstrip("-").replace("-", "_")
+            alike = [key for key in sorted({*_keys(verb), *_sections(verb)}) if key.split(".")[-1] == name]
+            hint = f" Did you mean {alike[0]}=…?" if alike else ""
+            raise ConfigError(f'unknown flag "{flag}".{hint} Keys are typed without dashes, as key=value.')
+
+
+def _check_word(verb: str, word: str) -> None:
+    """Refuse what is no override: `lenet` for `model=lenet`, `~model`, which would leave a run without one."""
+    if word.startswith("~") and word[1:].split("=")[0].split(".")[0] in _sections(verb):
+        raise ConfigError(f'"{word}" takes away what a run needs; give the key another value instead.')
+    if "=" in word or word.startswith(("~", "+")):
+        return
+    sections = _sections(verb)
+    found = [f"{group}={word}" for group in groups() if group in sections and word in options(group)]
+    hint = f" Did you mean {found[0]}?" if found else ""
+    raise ConfigError(f'"{word}" is no setting.{hint} What is set is typed as key=value, like seed=1.')
 
 
 def unknown_option(group: str, name: str) -> ConfigError:
@@ -80,6 +111,8 @@ def unknown_key(verb: str, name: str) -> ConfigError:
     same = [key for key in known if key.startswith(f"{section}.")] if "." in name else []
     if section == "hydra":
         return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')
+    if name in known and "." not in name:
+        return ConfigError(f'"{name}" is there already; type {name}=… without a sign before it.')
     if name in known:
         return ConfigError(
             f'"{name}" is a key of {_owners(name)}, which is not chosen; choose it, or leave the key out.'

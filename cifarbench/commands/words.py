@@ -39,6 +39,9 @@ def gather_one(arguments: Sequence[str], key: str, keys: Sequence[str]) -> list[
     """
     rest, words = _sorted_out(arguments, keys)
     if len(words) > 1:
+        odd = [word for word in words if not _exists(word)]
+        if 0 < len(odd) < len(words):
+            raise ConfigError(f"{odd[0]!r} is no directory; what is set is typed as key=value, like seed=1.")
         raise ConfigError(f"{' '.join(words)!r} names {len(words)} directories; give one.")
     return [*rest, *(f"{key}={quoted(word)}" for word in words)]
 

@@ -87,7 +87,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint ` Did you mean "vgg"?` for the closest known name, or an empty string where none is close."""
     names = list(known)
     called = [each for each in names if each == _ALSO_CALLED.get(name)]
-    close = called or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    same = [each for each in names if each.lower() == name.lower()]
+    close = called or same or difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f' Did you mean "{close[0]}"?' if close else ""
 
 

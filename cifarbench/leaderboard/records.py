@@ -105,9 +105,11 @@ def read(directory: Path) -> Record | None:
 
 
 def _label(manifest: dict[str, Any]) -> str:
-    """What was typed, less what says nothing of the recipe."""
+    """What was typed, less what says nothing of the recipe; of a key that was typed twice the last, as Hydra has it."""
     words = [str(word) for word in manifest.get("command", [])[1:]]
     words = words[1:] if words[:1] == ["train"] else words
+    last = {word.partition("=")[0]: place for place, word in enumerate(words)}
+    words = [word for place, word in enumerate(words) if last[word.partition("=")[0]] == place]
     kept = [word for word in words if not word.startswith(_LEFT_OUT)]
     return " ".join(kept) or f"model={manifest['model']['name']}"
 

@@ -109,4 +109,4 @@ def _dim(text: str) -> Text:
 
 
 def _environment(facts: dict[str, Any]) -> str:
-    return f"{facts['device_name']}, {facts['precision']}, {facts['threads']} threads, torch {facts['torch']}"
+    return f"{facts['device_name']}, {facts['precision']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}, torch {facts['torch']}"

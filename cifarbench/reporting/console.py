@@ -29,13 +29,17 @@ def make_console(progress: str) -> Observer:
     return LiveConsole() if live else PlainConsole()
 
 
+def output_console() -> Console:
+    """The console on stdout; where that is no terminal, lines stay whole: a log's reader copies paths from it."""
+    in_terminal = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not in_terminal, width=None if in_terminal else 120)
+
+
 class _Screen(Observer):
     """What both displays share: the opening lines, notes, and the closing panel."""
 
     def __init__(self) -> None:
-        # Where there is no terminal to ask, lines stay whole: a log's reader copies paths from it.
-        in_terminal = sys.stdout.isatty()
-        self.console = Console(highlight=False, soft_wrap=not in_terminal, width=None if in_terminal else 120)
+        self.console = output_console()
         self.facts: RunFacts | None = None
 
     def start(self, facts: RunFacts, model: nn.Module) -> None:
@@ -52,7 +56,8 @@ class _Screen(Observer):
         self.console.print(Text.assemble((heading(facts.config), "bold"), size))
         images = f"{counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test (sealed)"
         self.console.print(Text(f"{facts.dataset}: {images}", "dim"))
-        self.console.print(Text(f"{where}; {facts.epochs} epochs of {facts.steps_per_epoch} steps{limit}", "dim"))
+        length = f"{facts.epochs} epoch{'s' * (facts.epochs != 1)} of {facts.steps_per_epoch} steps"
+        self.console.print(Text(f"{where}; {length}{limit}", "dim"))
         self.console.print(Text(facts.directory, "dim"))
 
     def note(self, text: str) -> None:
@@ -62,8 +67,8 @@ class _Screen(Observer):
     def result(self, report: dict[str, Any], model: nn.Module) -> None:
         """Print the closing panel: accuracy with its interval, most confused pairs, paths."""
         assert self.facts is not None
-        run = self.facts.directory
-        paths = {"run": run, "confusion matrix": f"{run}/confusion_matrix.png"}
+        page = ["report.html"] if self.facts.config["trainer"]["report"] else []
+        paths = {"run": self.facts.directory, "in it": ", ".join([*page, "confusion_matrix.png"])}
         self.console.print(result_panel(report, self.facts.dataset, paths))
 
 

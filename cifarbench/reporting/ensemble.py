@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cifarbench import runs
+from cifarbench.reporting.console import output_console
 from cifarbench.training import checkpoint
 from cifarbench.training.ensemble import Ensemble
 
@@ -26,7 +26,7 @@ def write(folder: Path, ensemble: Ensemble) -> None:
 def show(folder: Path, ensemble: Ensemble) -> None:
     """Print the members, the ensemble, and what it gains with its interval."""
     report = ensemble.report
-    console = Console(highlight=False)
+    console = output_console()
     console.print(_table(report))
     by_weights = report["average"] == "weights"
     low, high = report["gain_over_mean_interval"]

@@ -20,6 +20,7 @@ from cifarbench.training.loop import Training
 from cifarbench.training.phases import FULL
 
 _MOSTLY = 0.9  # of a time limit
+_BY_HEART = 0.99  # of a batch's images
 _OF_THE_DEVICE = ("CUDA", "CUBLAS", "CUDNN", "out of memory")  # in errors that are not the model's
 
 
@@ -126,9 +127,16 @@ def _spans(config: TrainConfig) -> Iterator[tuple[str, str]]:
         yield "trainer.stem_bias_until", trainer.stem_bias_until
 
 
-def say_what_time_is_left(training: Training, clock: Clock) -> None:
-    """Note where the epochs ended well before the time limit."""
-    progress, limit = training.progress, training.trainer.max_time
+def say_how_it_ended(training: Training, clock: Clock) -> None:
+    """Note where a run ended early, or well before its time limit, and what became of a batch to learn by heart."""
+    progress, trainer, limit = training.progress, training.trainer, training.trainer.max_time
+    if progress.ended == "early_stopping":
+        waited = f"{trainer.early_stopping} validations in a row were no better (trainer.early_stopping)"
+        training.observer.note(f"ended after epoch {progress.epoch} of {trainer.epochs}: {waited}")
+    if trainer.overfit_batch and progress.rows:
+        row = progress.rows[-1]
+        is_known = "is known by heart" if row["train_accuracy"] > _BY_HEART else "is not known by heart"
+        training.observer.note(f"the batch {is_known}: loss {row['train_loss']:.4f}, {row['train_accuracy']:.1%} right")
     if limit is not None and not progress.ended and clock.share() < _MOSTLY:
         note = training.observer.note
         note(f"{progress.epoch} epochs took {clock.share():.0%} of {limit}: for all of it raise trainer.epochs")

@@ -30,9 +30,9 @@ from cifarbench.training import checkpoint
 from cifarbench.training.checks import (
     check_model,
     check_sizes,
+    say_how_it_ended,
     say_what_is_unused,
     say_what_is_zero,
-    say_what_time_is_left,
 )
 from cifarbench.training.clock import Clock
 from cifarbench.training.distributed import World
@@ -61,11 +61,18 @@ class Outcome:
 
 
 def build_model(config: TrainConfig) -> nn.Module:
-    """The model that the config names, its weights drawn from the run's seed."""
+    """The model that the config names, its weights drawn from the run's seed; ConfigError where one holds no number."""
     torch.manual_seed(derive(config.seed, "weights"))
     options = to_plain(config.model)
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return build(str(tuples.pop("name")), **tuples)
+    model = build(str(tuples.pop("name")), **tuples)
+    for name, weights in model.named_parameters():
+        if not weights.numel():
+            raise ConfigError(
+                f"model={config.model.name} has {name} of shape {tuple(weights.shape)}, which holds no number; "
+                "let none of its widths be 0."
+            )
+    return model
 
 
 def train(
@@ -109,7 +116,7 @@ def train(
         clock.untimed += take_untimed_steps(training, trainer.untimed_steps)
         began = clock.elapsed()
         training.fit(request)
-    say_what_time_is_left(training, clock)
+    say_how_it_ended(training, clock)
     if not training.progress.step:
         raise ConfigError(
             f"`trainer.max_time` is {trainer.max_time!r}, which ran out before the first step; allow more."
