@@ -201,6 +201,15 @@ def test_a_dry_run_lists_the_jobs_and_runs_none(cli, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_a_dry_run_refuses_jobs_that_could_not_run(cli, tmp_path):
+    ended = cli("train", "-m", *SMALL, "optim.lr=0.1,abc", "trainer.epochs=1,-1", "sweep.dry_run=true")
+    assert ended.code == 2
+    assert "3 of 4 jobs cannot run. job 1 (optim.lr=0.1, trainer.epochs=-1): `trainer.epochs` is -1" in ended.err
+    assert "`optim.lr` is 'abc'" in ended.err
+    assert not (tmp_path / "outputs").exists()
+    assert "add -m" in cli("train", "sweep.dry_run=true").err
+
+
 def test_repeat_is_a_sweep_over_seeds(cli, tmp_path):
     assert cli("train", *SMALL, "repeat=2", "seed=5").code == 0
     assert sorted(manifest_of(path.parent)["seed"] for path in only_sweep(tmp_path).glob("*/run.json")) == [5, 6]

@@ -109,6 +109,8 @@ def unknown_key(verb: str, name: str) -> ConfigError:
     known = sorted({*_keys(verb), *_sections(verb)})
     section = name.split(".")[0]
     same = [key for key in known if key.startswith(f"{section}.")] if "." in name else []
+    if section == "sweep":
+        return ConfigError(f'"{name}" is a key of sweeps: add -m, and values to sweep over.')
     if section == "hydra":
         return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')
     if name in known and "." not in name:

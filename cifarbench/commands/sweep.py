@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ import yaml
 from cifarbench import runs
 from cifarbench.commands.side_by_side import Beside, Stopped, relayed_signals
 from cifarbench.commands.words import config_folder, flags_apart
+from cifarbench.config.load import load
+from cifarbench.config.schema import TrainConfig
 from cifarbench.errors import ConfigError, Interrupted, InUseError, SweepError, explain
 from cifarbench.sweeps import FAILURE, Job, Jobs
 from cifarbench.training.signals import StopRequest
@@ -24,6 +27,7 @@ from cifarbench.training.signals import StopRequest
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+_COMPOSED = 200  # jobs that a dry run looks into, at a fifth of a second each
 MULTIRUN = {"-m", "--multirun"}
 _NAMING = ("hydra.sweep.subdir", "hydra.sweeper.params", "hydra.job.config.override_dirname")
 
@@ -77,10 +81,22 @@ class Sweep:
         names = ",".join([*(override.key_or_group for override in shared), *(word.partition("=")[0] for word in quiet)])
         self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
         self._jobs = Jobs(self.directory, _planned(swept))
+        self._compose = functools.partial(_composed, verb, shared, config_folder(arguments))
+        self._swept = swept
 
     def jobs(self) -> list[Job]:
         """Every job as the disk shows it now."""
         return self._jobs.read()
+
+    def refused(self) -> list[str]:
+        """What is wrong with the jobs whose config breaks a rule, of the first hundreds, a line for each."""
+        lines = []
+        for job, words in zip(self.jobs()[:_COMPOSED], _combinations(self._swept), strict=False):
+            try:
+                load(TrainConfig, self._compose([f"{override.key_or_group}={value}" for override, value in words]))
+            except ConfigError as error:
+                lines.append(f"job {job.number} ({job.label}): {error}")
+        return lines
 
 
 def _parsed(typed: list[str]) -> list[Any]:
@@ -106,8 +122,12 @@ def _values(override: Any) -> list[str]:
 
 def _planned(swept: list[Any]) -> list[tuple[str, str]]:
     """Every job's label and directory name, in the order in which Hydra numbers them."""
-    choices = [[(override, value) for value in override.sweep_string_iterator()] for override in swept]
-    return [_names(number, chosen) for number, chosen in enumerate(itertools.product(*choices))]
+    return [_names(number, chosen) for number, chosen in enumerate(_combinations(swept))]
+
+
+def _combinations(swept: list[Any]) -> Iterator[tuple[tuple[Any, str], ...]]:
+    """The override and the value of each swept key, job by job."""
+    return itertools.product(*([(each, value) for value in each.sweep_string_iterator()] for each in swept))
 
 
 def _names(number: int, chosen: Sequence[tuple[Any, str]]) -> tuple[str, str]:
@@ -123,11 +143,7 @@ def _directory(verb: str, shared: list[Any], swept: list[Any], folder: str | Non
     An earlier version hashed the values sorted, so that several orders had one directory: what it left there of this
     order is gone on with.
     """
-    from cifarbench.commands.hydra_app import compose
-
-    lines = {override.key_or_group: override.input_line for override in shared}
-    mine = [line for key, line in lines.items() if key == "hydra.searchpath" or not key.startswith("hydra")]
-    base = compose(verb, mine, folder)
+    base = _composed(verb, shared, folder, [])
     label = runs.job_label("+".join(override.key_or_group for override in swept))
 
     def named(values: list[str]) -> Path:
@@ -137,6 +153,15 @@ def _directory(verb: str, shared: list[Any], swept: list[Any], folder: str | Non
     values = [value for override in swept for value in _values(override)]
     directory, earlier = named(values), named(sorted(values))
     return earlier if not directory.is_dir() and _was_of(earlier, swept) else directory
+
+
+def _composed(verb: str, shared: list[Any], folder: str | None, words: list[str]) -> dict[str, Any]:
+    """The config of a job with these words beside what all jobs have."""
+    from cifarbench.commands.hydra_app import compose
+
+    lines = {override.key_or_group: override.input_line for override in shared}
+    mine = [line for key, line in lines.items() if key == "hydra.searchpath" or not key.startswith("hydra")]
+    return compose(verb, [*mine, *words], folder)
 
 
 def _was_of(directory: Path, swept: list[Any]) -> bool:
@@ -244,6 +269,9 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
     sweep = Sweep(verb, arguments)
     if sweep.is_dry:
         print_plan(sweep.directory, sweep.jobs())
+        refused = sweep.refused()
+        if refused:
+            raise ConfigError(f"{len(refused)} of {len(sweep.jobs())} jobs cannot run. {' '.join(refused)}")
         return 0
     sys.argv = [f"cifarbench {verb}", *sweep.arguments]
     job, request = SweptJob(verb, sweep.directory), StopRequest()

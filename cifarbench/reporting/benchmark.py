@@ -109,4 +109,5 @@ def _dim(text: str) -> Text:
 
 
 def _environment(facts: dict[str, Any]) -> str:
-    return f"{facts['device_name']}, {facts['precision']}, {facts['threads']} thread{'s' * (facts['threads'] != 1)}, torch {facts['torch']}"
+    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    return f"{facts['device_name']}, {facts['precision']}, {threads}, torch {facts['torch']}"
