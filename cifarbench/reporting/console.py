@@ -51,7 +51,7 @@ class _Screen(Observer):
         where += f", {threads} thread{'s' * (threads != 1)}" if environment["device"] == "cpu" else ""
         where += f", {environment['processes']} processes" if environment["processes"] > 1 else ""
         limit = f", at most {stopwatch(facts.max_time)}" if facts.max_time else ""
-        size = f"   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP an image"
+        size = f"   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP"
         # As texts, since `[…]` in a name is no markup.
         self.console.print(Text.assemble((heading(facts.config), "bold"), size))
         images = f"{counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test (sealed)"

@@ -44,19 +44,19 @@ def print_boards(ranked: Sequence[Board], config: LeaderboardConfig, notes: Sequ
             console.print()
         _print_board(console, board, config)
     if ranked:
-        console.print(Text(_INTERVALS, "dim"), soft_wrap=True)
+        console.print(Text(_INTERVALS, "dim"), soft_wrap=not console.is_terminal)
     if config.by == "test" and any(len(board.groups) > 1 for board in ranked):
-        console.print(Text(_CHOICE, "dim"), soft_wrap=True)
+        console.print(Text(_CHOICE, "dim"), soft_wrap=not console.is_terminal)
     for note in notes:
-        console.print(Text(note, "yellow"), soft_wrap=True)
+        console.print(Text(note, "yellow"), soft_wrap=not console.is_terminal)
 
 
 def _print_board(console: Console, board: Board, config: LeaderboardConfig) -> None:
     shared, labels = _labels(board.groups)
     groups = board.groups[: config.top] if config.top else board.groups
-    console.print(_title(board), soft_wrap=True)
+    console.print(_title(board), soft_wrap=not console.is_terminal)
     if shared:
-        console.print(Text(f"all with {shared}", "dim"), soft_wrap=True)
+        console.print(Text(f"all with {shared}", "dim"), soft_wrap=not console.is_terminal)
     console.print(_table(groups, labels, config.by, console.width))
     if config.verified:  # a tutor wants to know whose they are
         for place, group in enumerate(groups, 1):
@@ -71,7 +71,7 @@ def _print_board(console: Console, board: Board, config: LeaderboardConfig) -> N
     doubled = [shown_path(record.directory) for group in board.groups for record in group.doubled]
     if doubled:
         text = f" not counted, as another run has the same recipe and seed: {', '.join(doubled)}"
-        console.print(Text(text, "yellow"), soft_wrap=True)
+        console.print(Text(text, "yellow"), soft_wrap=not console.is_terminal)
 
 
 def _title(board: Board) -> Text:
@@ -182,7 +182,7 @@ def _markdown(ranked: Sequence[Board], by: str) -> str:
 
 def print_verdict(verdict: Verdict, paired: Comparison | None) -> None:
     """Whether two recipes differ, in words, and what their stored predictions say of these two models."""
-    console = _console(soft_wrap=True)
+    console = _console(soft_wrap=not sys.stdout.isatty())
     groups = (verdict.first, verdict.second)
     _, labels = _labels(groups)
     for name, group, label in zip(("first", "second"), groups, labels, strict=True):
