@@ -14,11 +14,12 @@ from cifarbench import runs
 from cifarbench.commands.plugins import load_plugins
 from cifarbench.compute import Compute
 from cifarbench.config.load import to_plain
+from cifarbench.config.schema import TTAS
 from cifarbench.data import augment
 from cifarbench.errors import ConfigError
 from cifarbench.evaluation.predict import predict
 from cifarbench.evaluation.predictions import Predictions, read_predictions
-from cifarbench.training.restore import Trained, find_checkpoint, home_of, images_of, restore
+from cifarbench.training.restore import Trained, find_checkpoint, home_of, images_of, restore, tested_views
 
 
 @dataclass(frozen=True)
@@ -68,34 +69,40 @@ class Run:
         Raises:
             ValueError: `images` are none, or have been normalised before.
         """
-        _check(images)
-        return augment.normalise(images, *self.trained.statistics)
+        return augment.normalise(_checked(images), *self.trained.statistics)
 
     def predict(self, images: Tensor, tta: str = "none") -> Tensor:
         """Class probabilities (B, 10) float32, on the CPU, computed in fp32 on the device that the model is on.
 
         Args:
             images: (B, 3, 32, 32), uint8 or float in [0, 1], on any device.
-            tta: the views to average: "none", "flip" or "multicrop"; the run's own test took `trainer.tta`.
+            tta: the views to average: "none", "flip" or "multicrop"; "auto": those of the run's own test.
 
         Raises:
             ValueError: `images` are none, or have been normalised before.
         """
-        _check(images)
-        if tta not in ("none", "flip", "multicrop"):
-            raise ValueError(f"`tta` is {tta!r}; it must be none, flip or multicrop.")
+        images = _checked(images)
+        tta = tested_views(self.trained) if tta == "auto" else tta
+        if tta not in TTAS:
+            raise ValueError(f"`tta` is {tta!r}; it must be auto, {', '.join(TTAS)}.")
         device = next(self.model.parameters()).device
         statistics, compute = self.trained.statistics, Compute(device, "fp32")
         return predict(self.model, images.to(device), statistics, compute, tta, channels_last=False).softmax(1).cpu()
 
 
-def _check(images: Tensor) -> None:
+def _checked(images: Tensor) -> Tensor:
+    """The images, floats as float32; ValueError where they are none."""
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f"`images` is of type {type(images).__name__}; torch.from_numpy(…) makes a tensor of an array."
+        )
     if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
         raise ValueError(
             f"`images` is {tuple(images.shape)} of {images.dtype}; it must be (B, 3, H, W), torch.uint8 or float."
         )
-    if images.is_floating_point() and not (images.amin() >= 0 and images.amax() <= 1):
+    if images.is_floating_point() and images.numel() and not (images.amin() >= 0 and images.amax() <= 1):
         raise ValueError("`images` holds floats outside [0, 1]; give bytes as they are stored, not yet normalised.")
+    return images.float() if images.is_floating_point() else images
 
 
 def load(path: str | Path, plugins: Sequence[str] = ()) -> Run:

@@ -89,6 +89,8 @@ def _clear_parts(folder: Path) -> None:
 
 def is_held(directory: Path) -> bool:
     """Whether a process holds a run directory just now."""
+    if not (directory / ".lock").exists():
+        return False
     lock = FileLock(directory / ".lock")
     try:
         with lock.acquire(timeout=0):

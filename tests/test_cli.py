@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -127,7 +128,9 @@ def test_a_config_dir_of_ones_own_adds_options(cli, tmp_path):
     for flag in (["--config-dir", "mine"], ["--config-dir=mine"], ["-cd", "mine"], ["-cd=mine"]):
         result = cli("train", *flag, "trainer=tiny", "--help")
         assert "trainer.epochs=7" in result.out, result.err
-        assert re.search(r"^ +tiny +In .*tiny\.yaml\.$", result.out, re.MULTILINE), "an option of one's own is listed"
+        assert re.search(r"^ +\* tiny +In .*tiny\.yaml\.$", result.out, re.MULTILINE), (
+            "an option of one's own is listed"
+        )
 
 
 @pytest.mark.parametrize(
@@ -155,9 +158,60 @@ def test_a_slip_is_told_its_remedy(cli, tmp_path, line, told):
     assert (result.code, told in result.err) == (2, True), result.err
 
 
-def test_help_shows_the_keys_of_the_chosen_options_and_marks_them(cli):
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("train -model=lenet", "Did you mean model=…?"),
+        ("train -seed=3", "Did you mean seed=…?"),
+        ("train -cfg job", 'unknown flag "-cfg"'),
+    ],
+)
+def test_a_flag_that_hydra_does_not_have_is_told_its_key(cli, line, told):
+    result = cli(*line.split())
+    assert (result.code, told in result.err) == (2, True), result.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train ~debug --cfg job",
+        "train --cfg job -p seed -- seed=5",
+        "train --cfg=job --pack seed",
+        "train -cjob ++trainer.epochs=3",
+        "train --cfg job +optim.note=1",
+        "train --cfg job 'experiment=linear' hardware=gpu ~hardware",
+        "train --cfg job --resolve",
+        "train --info defaults",
+        "train --multirun seed=1,2 sweep.dry_run=true",
+        "train --cfg job hydra.run.dir='a folder'",
+    ],
+)
+def test_what_hydra_allows_is_not_refused(cli, line):
+    result = cli(*shlex.split(line))
+    assert "unknown flag" not in result.err
+    assert "takes away" not in result.err
+    assert "is no setting" not in result.err
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "marked"),
+    [
+        (["train"], ["resnet", "muon", "onecycle", "default"]),
+        (["train", "model=lenet", "trainer=quick", "hardware=gpu"], ["lenet", "quick", "gpu"]),
+        (["train", "experiment=linear"], ["linear"]),
+        (["tune", "optim=sgd"], ["sgd", "resnet"]),
+        (["train", "-m", "model=lenet,vgg", "seed=1,2"], ["resnet"]),
+    ],
+)
+def test_help_marks_what_is_chosen(cli, words, marked):
+    shown = cli(*words, "--help")
+    assert shown.code == 0, shown.err
+    assert set(marked) <= set(re.findall(r"^ +\* (\w+) ", shown.out, re.MULTILINE))
+
+
+def test_help_shows_the_keys_of_the_chosen_options(cli):
     shown = cli("train", "model=lenet", "--help").out
-    assert re.search(r"^ +\* lenet ", shown, re.MULTILINE)
     assert "[lenet]" in shown
     assert "[resnet]" not in shown
     assert "[sgd]" in shown, "of a group that nothing was typed of, all"

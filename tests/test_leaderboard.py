@@ -242,11 +242,14 @@ def test_what_only_tried_things_is_not_ranked_and_a_key_counts_as_it_was_typed_l
     tried, doubled = (
         Path(shutil.copytree(home, tmp_path / "more" / name)) for home, name in ((first, "a"), (second, "b"))
     )
-    for run, words in ((tried, ["debug=limit", "seed=7"]), (doubled, ["model=lenet", "model=vgg", "seed=8"])):
+    for run, words in (
+        (tried, ["debug=limit", "seed=7"]),
+        (doubled, ["model=lenet", "model=vgg", "model.debug=1", "seed=8"]),
+    ):
         manifest = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**manifest, "command": ["cifarbench", "train", *words]}))
     shown = cli("leaderboard", "more").out
-    assert "1 of 2 runs are left out, which tried things with debug=…." in shown
+    assert "1 of 2 runs are left out, of debug=…; where=debug= shows them." in shown
     assert "model=vgg" in shown
     assert "model=lenet" not in shown
     assert "debug=limit" in cli("leaderboard", "more", "where=debug=limit").out

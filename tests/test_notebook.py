@@ -51,7 +51,12 @@ def test_the_model_takes_normalised_images_and_gives_gradients(two_runs):
     inputs = run.normalise(images[:4]).requires_grad_()
     logits = run.model(inputs)
     torch.testing.assert_close(logits.softmax(1), run.predict(images[:4]))
-    torch.testing.assert_close(run.predict(images[:4].float() / 255), run.predict(images[:4]))
+    for kind, close in ((torch.float32, 1e-6), (torch.float64, 1e-6), (torch.float16, 1e-2)):
+        floats = (images[:4] / 255).to(kind)
+        torch.testing.assert_close(run.predict(floats), run.predict(images[:4]), rtol=0, atol=close)
+        assert run.normalise(floats).dtype == torch.float32
+    for empty in (images[:0], images[:0].float()):
+        assert run.predict(empty).shape == (0, 10)
     torch.nn.functional.cross_entropy(logits, targets[:4]).backward()
     assert inputs.grad is not None
     assert float(inputs.grad.abs().sum()) > 0
@@ -87,6 +92,11 @@ def test_what_is_no_batch_of_images_is_refused(two_runs, images):
             ask(images)
 
 
+def test_an_array_is_told_how_it_becomes_a_tensor(two_runs):
+    with pytest.raises(ValueError, match=r"of type ndarray; torch\.from_numpy"):
+        cifarbench.load(two_runs[0]).predict(np.zeros((1, 3, 32, 32), np.uint8))
+
+
 def test_images_that_were_normalised_before_are_refused(two_runs):
     run = cifarbench.load(two_runs[0])
     with pytest.raises(ValueError, match="not yet normalised"):
@@ -94,8 +104,8 @@ def test_images_that_were_normalised_before_are_refused(two_runs):
 
 
 def test_views_that_nobody_knows_are_refused(two_runs):
-    with pytest.raises(ValueError, match="it must be none, flip or multicrop"):
-        cifarbench.load(two_runs[0]).predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "auto")
+    with pytest.raises(ValueError, match="it must be auto, none, flip, multicrop"):
+        cifarbench.load(two_runs[0]).predict(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), "mirror")
 
 
 def test_a_run_without_files_beside_its_checkpoint_has_neither_metrics_nor_predictions(two_runs, tmp_path):

@@ -140,15 +140,14 @@ def test_an_own_augmentation_is_shown(cli, tmp_path, write):
     assert (tmp_path / "outputs" / "data" / "samples-coarse_four.png").is_file()
 
 
-def test_tune_draws_the_rate_of_an_own_optimizer_around_its_default(cli, tmp_path, write):
+def test_tune_asks_for_the_space_of_an_own_optimizer_and_takes_it(cli, tmp_path, write):
     pytest.importorskip("optuna", reason="needs the extra `tune`")
-    words = [*NO_OPTIMIZER, write(OPTIMIZER, "plain_tuned"), "optim=plain_tuned", "trainer.epochs=1", "tune.trials=2"]
+    words = [*NO_OPTIMIZER, write(OPTIMIZER, "plain_tuned"), "optim=plain_tuned", "trainer.epochs=1", "tune.trials=1"]
     ended = cli("tune", *words)
-    assert ended.code == 0, ended.err
+    assert (ended.code, "`tune.space` is empty; name what is searched" in ended.err) == (2, True), ended.err
+    assert cli("tune", *words, "tune.space=['optim.lr=log(0.01,1)']").code == 0
     (study,) = (tmp_path / "outputs" / "tune").glob("*/study.json")
-    rates = [trial["optim.lr"] for trial in json.loads(study.read_text())["trials"]]
-    assert len(rates) == 2
-    assert all(0.01 <= rate <= 1.0 for rate in rates)
+    assert 0.01 <= json.loads(study.read_text())["trials"][0]["optim.lr"] <= 1
 
 
 def test_help_lists_what_a_plugin_adds_with_its_keys(cli, write):

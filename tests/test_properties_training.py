@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import struct
@@ -109,6 +110,19 @@ def test_a_warm_up_never_falls(config, length):
     curve, warmup = factor(config, length), span(config.warmup, length).end
     rates = [curve(progress, progress) for progress in GRID if progress < warmup]
     assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(rates))
+
+
+@settings(checked, max_examples=150)
+@given(config=DECAYS | CYCLES, pace=st.floats(1, 8), epochs=st.integers(1, 5))
+def test_under_a_time_limit_a_warm_up_in_epochs_reaches_the_peak_and_the_rate_never_jumps(config, pace, epochs):
+    length = RunLength(100, 50)  # of which the limit holds 100 / pace epochs
+    curve = factor(dataclasses.replace(config, warmup=f"{epochs}epochs"), length)
+    places = [step / length.steps for step in range(round(length.steps / pace))]
+    rates = [curve(min(1.0, pace * counted), counted) for counted in places]
+    assert max(rates) == pytest.approx(1.0, abs=0.02)
+    assert rates[epochs * 50] == max(rates)
+    assert all(abs(later - earlier) < 0.06 for earlier, later in itertools.pairwise(rates))
+    assert rates[-1] == pytest.approx(config.final, abs=0.03)
 
 
 @settings(checked, max_examples=150)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,12 @@ def test_the_table_finds_every_directory_that_hydra_names(cli, tmp_path):
     assert len(named) == 4
 
 
+@pytest.mark.parametrize("values", ["seed=shuffle(1,2)", "seed=shuffle(range(1,5))", "model=glob(l*)"])
+def test_values_in_no_order_are_refused(cli, values):
+    ended = cli("train", "-m", *SMALL, values)
+    assert (ended.code, "type the values, in their order" in ended.err) == (2, True), ended.err
+
+
 @pytest.mark.parametrize("key", ["hydra.sweep.subdir=x", "+hydra.sweeper.params.seed=5"])
 def test_a_key_that_names_the_jobs_otherwise_is_refused(cli, tmp_path, key):
     ended = cli("train", "-m", *SMALL, "seed=1,2", key, "hydra.sweep.dir=own")
@@ -143,7 +150,7 @@ def test_a_job_that_another_process_runs_is_no_failure(cli, tmp_path):
     words = ["train", "-m", *SMALL, "seed=1,2", "hydra.sweep.dir=sweep"]
     assert cli(*words).code == 0
     first = tmp_path / "sweep" / "0-seed=1"
-    runs.write_json(first / "run.json", {**manifest_of(first), "status": "running"})
+    runs.write_json(first / "run.json", {**manifest_of(first), "status": "interrupted"})
     holder = runs.RunDirectory(first)
     holder.acquire()
     try:
@@ -152,7 +159,7 @@ def test_a_job_that_another_process_runs_is_no_failure(cli, tmp_path):
         holder.release()
     assert ended.code == 1
     assert "1 of 2 jobs are run by another process" in ended.err
-    assert [job["status"] for job in jobs_of(tmp_path / "sweep")] == ["running", "done"]
+    assert [job["status"] for job in jobs_of(tmp_path / "sweep")] == ["interrupted", "done"]
     assert not (first / FAILURE).exists()
     assert cli(*words).code == 0, "what it left is gone on with"
 
@@ -204,8 +211,9 @@ def test_a_dry_run_lists_the_jobs_and_runs_none(cli, tmp_path):
 def test_a_dry_run_refuses_jobs_that_could_not_run(cli, tmp_path):
     ended = cli("train", "-m", *SMALL, "optim.lr=0.1,abc", "trainer.epochs=1,-1", "sweep.dry_run=true")
     assert ended.code == 2
-    assert "3 of 4 jobs cannot run. job 1 (optim.lr=0.1, trainer.epochs=-1): `trainer.epochs` is -1" in ended.err
-    assert "`optim.lr` is 'abc'" in ended.err
+    assert "3 of the 4 jobs that were looked into cannot run" in ended.err
+    assert re.search(r"^cifarbench: job 1: `trainer\.epochs` is -1", ended.err, re.MULTILINE)
+    assert re.search(r"^cifarbench: job 2, 3: `optim\.lr` is 'abc'", ended.err, re.MULTILINE)
     assert not (tmp_path / "outputs").exists()
     assert "add -m" in cli("train", "sweep.dry_run=true").err
 

@@ -236,7 +236,7 @@ def test_a_trial_whose_directory_another_worker_holds_is_left_to_it(cli, tmp_pat
     holder = runs.RunDirectory(directory / "trial-0")
     holder.acquire()
     try:
-        ended = cli("tune", *SMALL, "trainer.epochs=1", "tune.trials=1")
+        ended = cli("tune", *SMALL, "trainer.epochs=1", "tune.trials=1", "tune.patience=2")
     finally:
         holder.release()
     assert ended.code == 0, ended.err
@@ -250,6 +250,15 @@ def test_the_space_is_that_of_the_optimizer(optim):
     load(TuneVerbConfig, values)
     low, high = map(float, re.fullmatch(r"optim\.lr=log\((.*),(.*)\)", values["tune"]["space"][0]).groups())
     assert low <= values["optim"]["lr"] <= high
+
+
+def test_an_option_of_ones_own_has_no_space_and_any_may_be_given(cli, tmp_path):
+    (tmp_path / "mine" / "optim").mkdir(parents=True)
+    text = (conf_dir() / "optim" / "sgd.yaml").read_text()
+    (tmp_path / "mine" / "optim" / "my_sgd.yaml").write_text(text)
+    words = ["--config-dir", "mine", "optim=my_sgd"]
+    assert cli("tune", *words, "tune=sgd", "--cfg", "job", "-p", "optim.name").out == "sgd\n"
+    assert "is empty; name what is searched" in cli("tune", *words, "data=synthetic").err
 
 
 def test_a_space_that_does_not_fit_is_refused_before_there_is_a_study(cli, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import textwrap
 import typing
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cifarbench.commands.hydra_app import compose
+from cifarbench.commands.hydra_app import choices, compose
 from cifarbench.commands.names import GLOBAL_GROUPS, conf_dir, groups
 from cifarbench.commands.plugins import added_options
 from cifarbench.commands.words import config_folder, flags_apart
@@ -44,9 +45,12 @@ _FLAGS = """flags:
 
 def show_help(verb: str, arguments: list[str]) -> int:
     """Print the verb's help; of a group whose option is named in `arguments`, the keys of that option alone."""
-    _, overrides = flags_apart(arguments)
+    flags, overrides = flags_apart(arguments)
+    if {"-m", "--multirun"} & set(flags):  # of what is swept nothing is chosen
+        overrides = [word for word in overrides if not re.search(r"=.*(,|\w\()", word)]
     own = config_folder(arguments)
     composed = compose(verb, overrides, own)
+    chosen = choices(verb, overrides, own)
     folders = [conf_dir(), *([Path(own)] if own else [])]
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     words = _WORDS.get(verb, "")
@@ -59,7 +63,7 @@ def show_help(verb: str, arguments: list[str]) -> int:
         options = list(_options(group, folders))
         column = max(18, *(len(option) for option, _ in options))
         for option, sentence in options:
-            mark = "*" if option == _chosen(composed, group) else " "
+            mark = "*" if option == chosen.get(group) else " "
             print(_wrapped(f"    {mark} {option:<{column}} ", sentence, width))
     typed = {text.partition("=")[0] for text in overrides}
     print("\nkeys (default):")
@@ -68,12 +72,6 @@ def show_help(verb: str, arguments: list[str]) -> int:
         print(_wrapped("      ", _sentence(rule, kind), width, f"  {value}"))
     print(f"\n{_FLAGS}", end="")
     return 0
-
-
-def _chosen(composed: dict[str, Any], group: str) -> Any:
-    """The name of the group's option in the composed config, where its section has one."""
-    section = composed.get(group)
-    return section.get("name") if isinstance(section, dict) else None
 
 
 def _groups(composed: dict[str, Any]) -> list[str]:

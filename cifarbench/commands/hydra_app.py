@@ -82,6 +82,16 @@ def compose(verb: str, overrides: list[str], folder: str | None = None) -> dict[
     Raises:
         ConfigError: for anything that Hydra or OmegaConf refuses, or if `folder` is none.
     """
+    with in_our_words(verb):
+        return _plain(_composed(verb, overrides, folder))
+
+
+def choices(verb: str, overrides: list[str], folder: str | None = None) -> dict[str, str]:
+    """The option that is chosen of each group, by the names of their files."""
+    return dict(_composed(verb, overrides, folder, return_hydra_config=True).hydra.runtime.choices)
+
+
+def _composed(verb: str, overrides: list[str], folder: str | None, **settings: Any) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -94,7 +104,7 @@ def compose(verb: str, overrides: list[str], folder: str | None = None) -> dict[
     with in_our_words(verb), place:
         if folder is not None and not is_running:
             _add(folder)
-        return _plain(hydra_compose(verb, overrides))
+        return hydra_compose(verb, overrides, **settings)
 
 
 def _add(folder: str) -> None:

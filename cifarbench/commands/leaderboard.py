@@ -13,7 +13,6 @@ from cifarbench.config.load import load
 from cifarbench.config.quoting import quoted
 from cifarbench.errors import ConfigError
 
-_DEBUG = "debug="  # what is typed to try things
 _KEYS = tuple(field.name for field in dataclasses.fields(LeaderboardConfig))
 
 
@@ -56,10 +55,10 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
     notes: list[str] = []
     everything = find([*folders, *map(Path, config.compare)], notes.append)
     records = [record for record in everything if _is_wanted(record, config)]
-    trials = [record for record in records if _DEBUG in record.label and _DEBUG not in config.where]
+    trials = [] if config.where else [record for record in records if _only_tries(record)]
     if trials:
         records = [record for record in records if record not in trials]
-        notes.append(f"{len(trials)} of {len(everything)} runs are left out, which tried things with debug=….")
+        notes.append(f"{len(trials)} of {len(everything)} runs are left out, of debug=…; where=debug= shows them.")
     if config.verified:
         records = _verified(records, config, notes)
     ranked = boards(records, config.by, config.sort)
@@ -76,6 +75,11 @@ def run(values: dict[str, Any], directory: Path, overrides: list[str]) -> int:
 
         print_verdict(*verdict)
     return 0
+
+
+def _only_tries(record: Any) -> bool:
+    """Whether a run was of the group debug, which is for trying things."""
+    return any(word.lstrip("+").startswith("debug=") for word in record.label.split())
 
 
 def _is_wanted(record: Any, config: LeaderboardConfig) -> bool:

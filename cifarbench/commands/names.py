@@ -21,6 +21,7 @@ _FLAGS = {
     *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
     *("--shell-completion", "--config-path", "--config-name", "--config-dir"),
 }
+_SHORT = re.compile(r"-([hrmpi]|sc|c[pnd]?|c(job|hydra|all))")
 _ADDS_NAMES = ("plugins=", "--shell-completion", "-sc")  # models of the user's own, or what may come next is asked for
 
 
@@ -80,7 +81,8 @@ def _check_flags(verb: str, arguments: Sequence[str]) -> None:
     """Refuse a flag that Hydra does not have: `--epochs 3` for `trainer.epochs=3`."""
     for argument in arguments:
         flag = argument.partition("=")[0]
-        if flag.startswith("-") and flag not in _FLAGS and not re.match(r"-[chimprsv]", flag):
+        is_known = any(known.startswith(flag) for known in _FLAGS) if flag.startswith("--") else _SHORT.fullmatch(flag)
+        if flag.startswith("-") and not is_known:
             name = flag.lstrip("-").replace("-", "_")
             alike = [key for key in sorted({*_keys(verb), *_sections(verb)}) if key.split(".")[-1] == name]
             hint = f" Did you mean {alike[0]}=…?" if alike else ""
@@ -89,7 +91,7 @@ def _check_flags(verb: str, arguments: Sequence[str]) -> None:
 
 def _check_word(verb: str, word: str) -> None:
     """Refuse what is no override: `lenet` for `model=lenet`, `~model`, which would leave a run without one."""
-    if word.startswith("~") and word[1:].split("=")[0].split(".")[0] in _sections(verb):
+    if word.startswith("~") and re.split(r"[.=@]", word[1:])[0] in _sections(verb) - set(GLOBAL_GROUPS):
         raise ConfigError(f'"{word}" takes away what a run needs; give the key another value instead.')
     if "=" in word or word.startswith(("~", "+")):
         return
@@ -109,7 +111,7 @@ def unknown_key(verb: str, name: str) -> ConfigError:
     known = sorted({*_keys(verb), *_sections(verb)})
     section = name.split(".")[0]
     same = [key for key in known if key.startswith(f"{section}.")] if "." in name else []
-    if section == "sweep":
+    if section == "sweep" and verb == "train":
         return ConfigError(f'"{name}" is a key of sweeps: add -m, and values to sweep over.')
     if section == "hydra":
         return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')

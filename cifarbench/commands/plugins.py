@@ -129,11 +129,7 @@ def _add(group: str, name: str, options: Options, digest: str) -> None:
     classes(group)[name] = cls
     # An augmentation's further keys are those of the option `none`.
     begins = {"defaults": ["none", "_self_"]} if group == "augment" else {}
-    store = ConfigStore.instance().store
-    store(group=group, name=name, node=begins | cls.defaults)
-    if group == "optim":  # what `tune` draws for it
-        around = f"optim.lr=log({cls.defaults['lr'] / 10:g},{cls.defaults['lr'] * 10:g})"
-        store(group="tune", name=name, node={"defaults": ["adamw", "_self_"], "space": [around]})
+    ConfigStore.instance().store(group=group, name=name, node=begins | cls.defaults)
 
 
 def _section_of(group: str, name: str, options: Options, digest: str) -> type:

@@ -8,8 +8,9 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,23 +81,24 @@ class Sweep:
             self.arguments.append(f"hydra.sweep.dir={self.directory}")
         names = ",".join([*(override.key_or_group for override in shared), *(word.partition("=")[0] for word in quiet)])
         self.arguments.append(f"hydra.job.config.override_dirname.exclude_keys=[{names}]")
-        self._jobs = Jobs(self.directory, _planned(swept))
+        choices = [[(override, value) for value in override.sweep_string_iterator()] for override in swept]
+        self._combinations = list(itertools.product(*choices))
+        self._jobs = Jobs(self.directory, [_names(number, chosen) for number, chosen in enumerate(self._combinations)])
         self._compose = functools.partial(_composed, verb, shared, config_folder(arguments))
-        self._swept = swept
 
     def jobs(self) -> list[Job]:
         """Every job as the disk shows it now."""
         return self._jobs.read()
 
-    def refused(self) -> list[str]:
-        """What is wrong with the jobs whose config breaks a rule, of the first hundreds, a line for each."""
-        lines = []
-        for job, words in zip(self.jobs()[:_COMPOSED], _combinations(self._swept), strict=False):
+    def refused(self) -> dict[str, list[int]]:
+        """What is wrong with jobs whose config breaks a rule, each with the jobs' numbers; of the first hundreds."""
+        found: dict[str, list[int]] = {}
+        for number, chosen in enumerate(self._combinations[:_COMPOSED]):
             try:
-                load(TrainConfig, self._compose([f"{override.key_or_group}={value}" for override, value in words]))
+                load(TrainConfig, self._compose([f"{each.get_key_element()}={value}" for each, value in chosen]))
             except ConfigError as error:
-                lines.append(f"job {job.number} ({job.label}): {error}")
-        return lines
+                found.setdefault(str(error), []).append(number)
+        return found
 
 
 def _parsed(typed: list[str]) -> list[Any]:
@@ -108,6 +110,11 @@ def _parsed(typed: list[str]) -> list[Any]:
 def _check_naming(overrides: list[Any]) -> None:
     """Raise ConfigError where a key changes how jobs are numbered or named, by which their directories are found."""
     for override in overrides:
+        if override.is_sweep_override() and re.search(r"=\s*(shuffle|glob)\(|shuffle=true", override.input_line):
+            raise ConfigError(
+                f"`{override.input_line}`: a sweep's jobs have numbers, by which the same command finds them again; "
+                "type the values, in their order."
+            )
         if override.key_or_group.startswith(_NAMING):
             raise ConfigError(
                 f"`{override.input_line}`: a sweep names its jobs' directories itself, to find them again; "
@@ -118,16 +125,6 @@ def _check_naming(overrides: list[Any]) -> None:
 def _values(override: Any) -> list[str]:
     """The values that a sweep override takes, each as `key=value`."""
     return [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()]
-
-
-def _planned(swept: list[Any]) -> list[tuple[str, str]]:
-    """Every job's label and directory name, in the order in which Hydra numbers them."""
-    return [_names(number, chosen) for number, chosen in enumerate(_combinations(swept))]
-
-
-def _combinations(swept: list[Any]) -> Iterator[tuple[tuple[Any, str], ...]]:
-    """The override and the value of each swept key, job by job."""
-    return itertools.product(*([(each, value) for value in each.sweep_string_iterator()] for each in swept))
 
 
 def _names(number: int, chosen: Sequence[tuple[Any, str]]) -> tuple[str, str]:
@@ -270,8 +267,11 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
     if sweep.is_dry:
         print_plan(sweep.directory, sweep.jobs())
         refused = sweep.refused()
+        for message, numbers in refused.items():
+            print(f"cifarbench: job {', '.join(map(str, numbers))}: {message}", file=sys.stderr)
         if refused:
-            raise ConfigError(f"{len(refused)} of {len(sweep.jobs())} jobs cannot run. {' '.join(refused)}")
+            count, looked = sum(map(len, refused.values())), min(len(sweep.jobs()), _COMPOSED)
+            raise ConfigError(f"{count} of the {looked} jobs that were looked into cannot run, as said above.")
         return 0
     sys.argv = [f"cifarbench {verb}", *sweep.arguments]
     job, request = SweptJob(verb, sweep.directory), StopRequest()
@@ -290,11 +290,10 @@ def run_sweep(verb: str, arguments: list[str]) -> int:
         raise Interrupted("the sweep was stopped; the same command goes on with it.", request.number)
     jobs = sweep.jobs()
     print_table(sweep.directory, jobs)
-    undone = [job for job in jobs if job.status != "done"]
-    elsewhere = [job for job in undone if job.directory and job.status == "running" and runs.is_held(job.directory)]
-    failed = len(undone) - len(elsewhere)
+    elsewhere = {job.number for job in jobs if job.status != "done" and job.directory and runs.is_held(job.directory)}
+    failed = [job for job in sweep.jobs() if job.status != "done" and job.number not in elsewhere]  # one may have ended
     if failed:
-        raise SweepError(f"{failed} of {len(jobs)} jobs failed; run the same command to try them again.")
+        raise SweepError(f"{len(failed)} of {len(jobs)} jobs failed; run the same command to try them again.")
     if elsewhere:
         again = "the same command shows their results when they have ended"
         raise SweepError(f"{len(elsewhere)} of {len(jobs)} jobs are run by another process; {again}.")

@@ -19,6 +19,7 @@ from cifarbench.config.schema import TrainConfig
 from cifarbench.config.tune import TuneVerbConfig, dimension
 from cifarbench.errors import ConfigError, Interrupted, InUseError, NonFiniteError, ResourceError
 
+_POLL_SECONDS = 0.5
 _METRIC = "tune.metric="
 
 
@@ -98,16 +99,13 @@ class _Worker:
 
     def __call__(self, trial: Any, number: int) -> float:
         """Train the trial in its directory, and return the best validation accuracy, or the lowest loss."""
-        from cifarbench.tuning.study import Surplus, suggest
+        from cifarbench.tuning.study import suggest
         from cifarbench.tuning.watcher import Watcher
 
         overrides = suggest(trial, self.config.tune.space)
         config = _trial_config(self.typed, overrides)
         holder = runs.RunDirectory(self.directory / f"trial-{number}")
-        try:
-            holder.acquire()
-        except InUseError as error:  # by the worker that it was taken from, which was silent and lives
-            raise Surplus from error
+        self._acquire(holder)
         holder.command = ["cifarbench", "train", *self.typed, *overrides]
         watcher = Watcher(trial, self.config.tune.metric, holder.path)
         try:
@@ -116,6 +114,23 @@ class _Worker:
             holder.release()
         self._say(trial, overrides, watcher, how)
         return self._value(watcher, how)
+
+    def _acquire(self, holder: runs.RunDirectory) -> None:
+        """Lock the trial's directory; a worker that it was taken from, which was silent and lives, soon leaves it.
+
+        Raises:
+            Surplus: it does not; the trial is left to it.
+        """
+        from cifarbench.tuning.study import Surplus
+
+        deadline = time.monotonic() + self.config.tune.patience
+        while True:
+            try:
+                return holder.acquire()
+            except InUseError as error:
+                if time.monotonic() > deadline:
+                    raise Surplus from error
+            time.sleep(_POLL_SECONDS)
 
     def _end_of(self, config: TrainConfig, holder: runs.RunDirectory, watcher: Any) -> str:
         """Train, note in run.json how that ended, and return it in a word: pruned, diverged, or "" for completed.

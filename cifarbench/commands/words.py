@@ -103,7 +103,8 @@ def _sorted_out(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str
 
 def _belongs(before: str, text: str) -> bool:
     """Whether `text` is the value of the flag before it."""
-    return before in _TAKING or (before in ("--info", "-i") and text in _INFO)
+    is_shortened = len(before) > 2 and before.startswith("--") and any(flag.startswith(before) for flag in _TAKING)
+    return before in _TAKING or is_shortened or (before in ("--info", "-i") and text in _INFO)
 
 
 def _is_word(text: str, keys: Sequence[str]) -> bool:

@@ -39,11 +39,11 @@ def straight(start: float, end: float, position: float) -> float:
 def factor(config: ScheduleConfig, length: RunLength) -> Factor:
     """The schedule of `config` for a run of `length`: a place in it, as (share, counted), to a share of the peak rate.
 
-    Rising and falling are multiplied: a warm-up in epochs may last longer under a time limit than its share of the
-    planned ones, and the rate never jumps where it ends.
+    A warm-up in epochs may take more of the way under a time limit than its share of the planned ones; the rate falls
+    from where it ends, so that it reaches its peak, and never jumps.
     """
     warmup = span(config.warmup, length)
-    rise, fall = _rise(config, length, warmup), _fall(config, length, warmup.end)
+    rise, fall = _rise(config, length, warmup), _fall(config, length, warmup)
     return lambda share, counted: rise(warmup.at(share, counted)) * fall(share, counted)
 
 
@@ -57,7 +57,12 @@ def _rise(config: ScheduleConfig, length: RunLength, warmup: Span) -> Callable[[
     return lambda place: min(1.0, (place + one_step) / warmup.end) if place < warmup.end else 1.0
 
 
-def _fall(config: ScheduleConfig, length: RunLength, warmup: float) -> Factor:
+def _end_of(warmup: Span, share: float, counted: float) -> float:
+    """Where on the way the warm-up ends, at the pace of the steps so far."""
+    return min(1.0, warmup.end * (share / counted)) if warmup.is_counted and counted else warmup.end
+
+
+def _fall(config: ScheduleConfig, length: RunLength, warmup: Span) -> Factor:
     """The schedule without its warm-up: 1 until then where it falls all the time (Smith and Topin, 2018, for one)."""
     if isinstance(config, StepConfig):
         every = span(config.every, length)
@@ -67,9 +72,13 @@ def _fall(config: ScheduleConfig, length: RunLength, warmup: float) -> Factor:
         milestones = [span(milestone, length) for milestone in config.milestones]
         return lambda share, counted: config.gamma ** sum(each.is_over(share, counted) for each in milestones)
     if isinstance(config, DecayConfig | OneCycleConfig):
-        curve = straight if config.name == "linear" else half_cosine
-        rest = max(1 - warmup, 1e-9)
-        return lambda share, counted: curve(1.0, config.final, (share - warmup) / rest) if share >= warmup else 1.0
+        curve, final = straight if config.name == "linear" else half_cosine, config.final
+
+        def fall(share: float, counted: float) -> float:
+            begin = _end_of(warmup, share, counted)
+            return curve(1.0, final, (share - begin) / max(1 - begin, 1e-9)) if share >= begin else 1.0
+
+        return fall
     return lambda share, counted: 1.0
 
 

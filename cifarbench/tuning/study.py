@@ -197,11 +197,14 @@ def _run_one(study: optuna.Study, objective: Callable[[Trial], float]) -> None:
 def _hand_on(study: optuna.Study, numbers: list[int]) -> None:
     """Let the next worker take over the trials that failed, unless one has."""
     again = RetryHeartbeatStaleTrialCallback.retried_trial_number
-    alive = {again(trial) for trial in study.trials if trial.state != TrialState.FAIL}
+    others = [trial for trial in study.trials if trial.state != TrialState.FAIL]
+    alive = {again(trial) for trial in others}
+    points = {trial.system_attrs.get("grid_id") for trial in others} - {None}  # of a grid, which is walked once
     for number in numbers:
         trial = study.trials[number]
-        origin = again(trial)
-        if trial.state == TrialState.FAIL and (number if origin is None else origin) not in alive:
+        origin, point = again(trial), trial.system_attrs.get("grid_id")
+        is_taken = (number if origin is None else origin) in alive or point in points
+        if trial.state == TrialState.FAIL and not is_taken:
             RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
