@@ -72,7 +72,7 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return f"a path is too long: {error.strerror}; choose a shorter one.", 2
     if isinstance(error, FileExistsError) and error.filename:
-        return f"{error.filename}: a file is there, where a folder is needed; choose another folder.", 2
+        return f"{error.filename}: a file is there, where a folder is needed; choose another folder.", 5
     if isinstance(error, OSError) and error.errno and error.filename:
         return f"{error.filename}: {error.strerror}; free space, or choose another folder or file.", 5
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

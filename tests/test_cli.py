@@ -148,12 +148,10 @@ def test_a_config_dir_of_ones_own_adds_options(cli, tmp_path):
         ("train optim=SGD", 'Did you mean "sgd"?'),
         ("export there onnx", "'onnx' is no directory"),
         ("eval there", "there has no last.pt"),
-        ("train data=synthetic hydra.run.dir=file", "a file is there, where a folder is needed"),
     ],
 )
 def test_a_slip_is_told_its_remedy(cli, tmp_path, line, told):
     (tmp_path / "there").mkdir()
-    (tmp_path / "file").touch()
     result = cli(*line.split())
     assert (result.code, told in result.err) == (2, True), result.err
 
@@ -208,6 +206,12 @@ def test_help_marks_what_is_chosen(cli, words, marked):
     shown = cli(*words, "--help")
     assert shown.code == 0, shown.err
     assert set(marked) <= set(re.findall(r"^ +\* (\w+) ", shown.out, re.MULTILINE))
+
+
+def test_a_file_in_the_place_of_a_folder_is_named(cli, tmp_path):
+    (tmp_path / "file").touch()
+    result = cli("train", "data=synthetic", "hydra.run.dir=file")
+    assert (result.code, "file: a file is there, where a folder is needed" in result.err) == (5, True), result.err
 
 
 def test_help_shows_the_keys_of_the_chosen_options(cli):
