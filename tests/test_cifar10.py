@@ -312,4 +312,4 @@ def test_a_root_that_is_a_file_is_refused_in_one_sentence(files, tmp_path, cli):
     (tmp_path / "data").write_text("")
     result = cli("data", "fetch", "data.root=data", "data.mirrors=[]")
     assert result.code == 5
-    assert result.err.startswith("cifarbench: data: File exists")
+    assert result.err.startswith("cifarbench: data: a file is there, where a folder is needed")
