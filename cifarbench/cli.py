@@ -63,11 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(error)
 
 
-def _help() -> str:
+def _columns() -> int:
     import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def _help() -> str:
     import textwrap
 
-    width = min(shutil.get_terminal_size((100, 24)).columns, 110)
+    width = min(_columns(), 110)
     lines = [
         textwrap.fill(text, width, initial_indent=f"  {verb:<13}", subsequent_indent=" " * 15, break_on_hyphens=False)
         for verb, text in VERBS.items()
@@ -121,10 +126,8 @@ def _report(error: Exception) -> int:
     sentence, code = explain(error)
     text = f"cifarbench: {sentence}"
     if sys.stderr.isatty():  # which would break words; elsewhere a sentence stays one line
-        import shutil
         import textwrap
 
-        width = shutil.get_terminal_size((100, 24)).columns
-        text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+        text = textwrap.fill(text, _columns(), break_long_words=False, break_on_hyphens=False)
     print(text, file=sys.stderr)
     return code

@@ -43,25 +43,21 @@ class Run:
     predictions: Predictions | None
     trained: Trained
 
-    def images(self, part: str) -> tuple[Tensor, Tensor]:
+    def images(self, portion: str) -> tuple[Tensor, Tensor]:
         """The images of a part, (n, 3, 32, 32) uint8, and their labels, (n,) int64: "train" or "val".
 
         Raises:
-            ConfigError: the dataset is not here, the run kept no such part, or `part` is the sealed one.
+            ConfigError: the dataset is not here, the run kept no such part, or `portion` is the sealed one.
             IntegrityError: what lies here is other data than the run's.
         """
-        if part == "test":
+        if portion == "test":
             raise ConfigError(
-                "`part` is 'test', whose images stay sealed in a notebook; `predictions` holds what the run answered "
-                "to each of them, and `cifarbench eval run=DIR` opens them once more and counts it."
+                "`portion` is 'test', whose images stay sealed in a notebook; `predictions` holds what the run "
+                "answered to each of them, and `cifarbench eval run=DIR` opens them once more and counts it."
             )
         _, parts = images_of(self.trained)
-        portion = {"train": parts.train, "val": parts.val}.get(part)
-        if portion is None and part == "val":
-            raise ConfigError("`part` is 'val', and the run kept no validation images (`split.val_fraction` was 0).")
-        if portion is None:
-            raise ConfigError(f"`part` is {part!r}; it must be 'train' or 'val'.")
-        return portion.images, portion.targets
+        found = parts.unsealed(portion)
+        return found.images, found.targets
 
     def normalise(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), uint8 or float in [0, 1], as the model takes them: float32, minus mean, over std.

@@ -12,7 +12,6 @@ from cifarbench.commands.plugins import load_plugins
 from cifarbench.commands.words import gather_one
 from cifarbench.config.after import EvalConfig
 from cifarbench.config.load import load
-from cifarbench.errors import ConfigError
 
 _KEYS = tuple(field.name for field in dataclasses.fields(EvalConfig))
 
@@ -80,9 +79,7 @@ def _portion(name: str, parts: Any, home: Path | None) -> tuple[Any, Any]:
         if home is not None:
             runs.count_opening(home)
         return parts.test.open(), parts.test.official
-    if name == "val" and parts.val is None:
-        raise ConfigError("`portion` is 'val', and the run kept no validation images (`split.val_fraction` was 0).")
-    return (parts.val if name == "val" else parts.train), None
+    return parts.unsealed(name), None
 
 
 def _show(

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from cifarbench.commands.hydra_app import choices, compose
+from cifarbench.commands.hydra_app import compose_with_choices
 from cifarbench.commands.names import GLOBAL_GROUPS, conf_dir, groups
 from cifarbench.commands.plugins import added_options
 from cifarbench.commands.words import config_folder, flags_apart
@@ -49,8 +49,7 @@ def show_help(verb: str, arguments: list[str]) -> int:
     if {"-m", "--multirun"} & set(flags):  # of what is swept nothing is chosen
         overrides = [word for word in overrides if not re.search(r"=.*(,|\w\()", word)]
     own = config_folder(arguments)
-    composed = compose(verb, overrides, own)
-    chosen = choices(verb, overrides, own)
+    composed, chosen = compose_with_choices(verb, overrides, own)
     folders = [conf_dir(), *([Path(own)] if own else [])]
     width = min(shutil.get_terminal_size((100, 24)).columns, 110)
     words = _WORDS.get(verb, "")

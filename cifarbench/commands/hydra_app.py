@@ -82,19 +82,17 @@ def compose(verb: str, overrides: list[str], folder: str | None = None) -> dict[
     Raises:
         ConfigError: for anything that Hydra or OmegaConf refuses, or if `folder` is none.
     """
-    with in_our_words(verb):
-        return _plain(_composed(verb, overrides, folder))
+    return compose_with_choices(verb, overrides, folder)[0]
 
 
-def choices(verb: str, overrides: list[str], folder: str | None = None) -> dict[str, str]:
-    """The option that is chosen of each group, by the names of their files."""
-    return dict(_composed(verb, overrides, folder, return_hydra_config=True).hydra.runtime.choices)
-
-
-def _composed(verb: str, overrides: list[str], folder: str | None, **settings: Any) -> DictConfig:
+def compose_with_choices(
+    verb: str, overrides: list[str], folder: str | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """As `compose`, and beside it the option that is chosen of each group, by the names of their files."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
 
     from cifarbench.commands import experiments
 
@@ -104,7 +102,11 @@ def _composed(verb: str, overrides: list[str], folder: str | None, **settings: A
     with in_our_words(verb), place:
         if folder is not None and not is_running:
             _add(folder)
-        return hydra_compose(verb, overrides, **settings)
+        composed = hydra_compose(verb, overrides, return_hydra_config=True)
+        chosen = dict(composed.hydra.runtime.choices)
+        with open_dict(composed):
+            del composed["hydra"]
+        return _plain(composed), chosen
 
 
 def _add(folder: str) -> None:

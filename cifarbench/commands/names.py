@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cifarbench.commands.words import flags_apart
+from cifarbench.commands.words import TAKING, flags_apart
 from cifarbench.config.augment import AUGMENTS
 from cifarbench.config.keys import nearest, unknown
 from cifarbench.config.load import CHOICES, VERBS
@@ -18,8 +18,8 @@ GLOBAL_GROUPS = ("experiment", "hardware", "debug")  # groups whose options set 
 _PLAIN = re.compile(r"([A-Za-z_]\w*)(\.[\w.]*)?=(.*)", re.DOTALL)
 _CONFIG_FLAGS = ("--config-", "-cd", "-cp", "-cn")
 _FLAGS = {
-    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info"),
-    *("--shell-completion", "--config-path", "--config-name", "--config-dir"),
+    *(flag for flag in TAKING if flag.startswith("--")),
+    *("--help", "--hydra-help", "--version", "--resolve", "--run", "--multirun", "--info", "--shell-completion"),
 }
 _SHORT = re.compile(r"-([hrmpi]|sc|c[pnd]?|c(job|hydra|all))")
 _ADDS_NAMES = ("plugins=", "--shell-completion", "-sc")  # models of the user's own, or what may come next is asked for
@@ -115,8 +115,6 @@ def unknown_key(verb: str, name: str) -> ConfigError:
         return ConfigError(f'"{name}" is a key of sweeps: add -m, and values to sweep over.')
     if section == "hydra":
         return ConfigError(f'unknown key "{name}". `cifarbench {verb} --cfg hydra` lists Hydra\'s keys.')
-    if name in known and "." not in name:
-        return ConfigError(f'"{name}" is there already; type {name}=… without a sign before it.')
     if name in known:
         return ConfigError(
             f'"{name}" is a key of {_owners(name)}, which is not chosen; choose it, or leave the key out.'

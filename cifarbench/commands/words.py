@@ -10,7 +10,7 @@ from cifarbench.config.quoting import quoted
 from cifarbench.errors import ConfigError
 
 # Hydra's flags that take the next word as their value.
-_TAKING = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+TAKING = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
 _FOLDER = ("--config-dir", "-cd")
 _INFO = {"all", "config", "defaults", "defaults-tree", "plugins", "searchpath"}
 _KEY = re.compile(r"[+~]{0,2}[A-Za-z_][\w./@:-]*=")
@@ -53,7 +53,7 @@ def gather_first(arguments: Sequence[str], key: str, keys: Sequence[str]) -> lis
         return rest
     # Beside the other overrides, which Hydra wants in one piece.
     follows = zip(["", *rest], rest, strict=False)
-    overrides = (place for place, (before, text) in enumerate(follows) if before not in _TAKING and _KEY.match(text))
+    overrides = (place for place, (before, text) in enumerate(follows) if before not in TAKING and _KEY.match(text))
     start = next(overrides, len(rest))
     return [*rest[:start], f"{key}={words[0]}", *words[1:], *rest[start:]]
 
@@ -103,8 +103,8 @@ def _sorted_out(arguments: Sequence[str], keys: Sequence[str]) -> tuple[list[str
 
 def _belongs(before: str, text: str) -> bool:
     """Whether `text` is the value of the flag before it."""
-    is_shortened = len(before) > 2 and before.startswith("--") and any(flag.startswith(before) for flag in _TAKING)
-    return before in _TAKING or is_shortened or (before in ("--info", "-i") and text in _INFO)
+    is_shortened = len(before) > 2 and before.startswith("--") and any(flag.startswith(before) for flag in TAKING)
+    return before in TAKING or is_shortened or (before in ("--info", "-i") and text in _INFO)
 
 
 def _is_word(text: str, keys: Sequence[str]) -> bool:

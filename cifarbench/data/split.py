@@ -74,6 +74,18 @@ class Parts:
         """How many images are trainable: train and validation together."""
         return len(self.train) + (len(self.val) if self.val else 0)
 
+    def unsealed(self, portion: str) -> Portion:
+        """The part "train" or "val", which anyone may see.
+
+        Raises:
+            ConfigError: it is neither, or nothing was held out.
+        """
+        if portion not in ("train", "val"):
+            raise ConfigError(f"`portion` is {portion!r}; it must be 'train' or 'val'.")
+        if portion == "val" and self.val is None:
+            raise ConfigError("`portion` is 'val', and the run kept no validation images (`split.val_fraction` was 0).")
+        return self.val if portion == "val" and self.val else self.train
+
     def record(self) -> dict[str, str | int]:
         """What run.json says of the split: its name, the size of each part, its fingerprint."""
         return {

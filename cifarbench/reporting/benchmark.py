@@ -12,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cifarbench.reporting.console import counted
 from cifarbench.reporting.tensorboard import TensorBoard
 from cifarbench.training.observer import Observer
 
@@ -109,5 +110,5 @@ def _dim(text: str) -> Text:
 
 
 def _environment(facts: dict[str, Any]) -> str:
-    threads = f"{facts['threads']} thread{'s' * (facts['threads'] != 1)}"
+    threads = counted(facts["threads"], "thread")
     return f"{facts['device_name']}, {facts['precision']}, {threads}, torch {facts['torch']}"

@@ -47,8 +47,7 @@ class _Screen(Observer):
         self.facts = facts
         environment, counts = facts.environment, facts.counts
         where = f"{environment['device_name']}, {environment['precision']}"
-        threads = environment["threads"]
-        where += f", {threads} thread{'s' * (threads != 1)}" if environment["device"] == "cpu" else ""
+        where += f", {counted(environment['threads'], 'thread')}" if environment["device"] == "cpu" else ""
         where += f", {environment['processes']} processes" if environment["processes"] > 1 else ""
         limit = f", at most {stopwatch(facts.max_time)}" if facts.max_time else ""
         size = f"   {facts.parameters:,} parameters, {facts.flops / 1e6:,.0f} MFLOP"
@@ -56,7 +55,7 @@ class _Screen(Observer):
         self.console.print(Text.assemble((heading(facts.config), "bold"), size))
         images = f"{counts['train']:,} train, {counts['val']:,} validation, {counts['test']:,} test (sealed)"
         self.console.print(Text(f"{facts.dataset}: {images}", "dim"))
-        length = f"{facts.epochs} epoch{'s' * (facts.epochs != 1)} of {facts.steps_per_epoch} steps"
+        length = f"{counted(facts.epochs, 'epoch')} of {facts.steps_per_epoch} steps"
         self.console.print(Text(f"{where}; {length}{limit}", "dim"))
         self.console.print(Text(facts.directory, "dim"))
 
@@ -206,6 +205,11 @@ def result_panel(report: dict[str, Any], dataset: str, paths: dict[str, str], po
 
 def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
+
+
+def counted(count: int, word: str) -> str:
+    """1 epoch, 2 epochs."""
+    return f"{count} {word}{'s' * (count != 1)}"
 
 
 def stopwatch(seconds: float | None) -> str:

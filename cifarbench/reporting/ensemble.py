@@ -41,7 +41,7 @@ def show(folder: Path, ensemble: Ensemble) -> None:
     opened = "the test part was opened for it, which each run's run.json counts"
     opened = opened if by_weights else "from stored predictions; the seal was not opened"
     for line in lines:
-        console.print(Text(line), soft_wrap=not console.is_terminal)
+        console.print(Text(line))
     for line in (
         f"{report['dataset']['name']}, split {report['split']['name']}; {opened}",
         runs.shown_path(folder / "ensemble.json"),

@@ -34,6 +34,11 @@ def _console(**settings: Any) -> Console:
     return Console(highlight=False, markup=False, emoji=False, **settings)
 
 
+def _say(console: Console, text: Text) -> None:
+    """Print a text that breaks between words in a terminal, and stays one line elsewhere."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
 def print_boards(ranked: Sequence[Board], config: LeaderboardConfig, notes: Sequence[str]) -> None:
     """A table for each set of scored images, what its numbers mean, and a line for each run that it leaves out."""
     console = _console(width=None if sys.stdout.isatty() else 120)
@@ -44,19 +49,19 @@ def print_boards(ranked: Sequence[Board], config: LeaderboardConfig, notes: Sequ
             console.print()
         _print_board(console, board, config)
     if ranked:
-        console.print(Text(_INTERVALS, "dim"), soft_wrap=not console.is_terminal)
+        _say(console, Text(_INTERVALS, "dim"))
     if config.by == "test" and any(len(board.groups) > 1 for board in ranked):
-        console.print(Text(_CHOICE, "dim"), soft_wrap=not console.is_terminal)
+        _say(console, Text(_CHOICE, "dim"))
     for note in notes:
-        console.print(Text(note, "yellow"), soft_wrap=not console.is_terminal)
+        _say(console, Text(note, "yellow"))
 
 
 def _print_board(console: Console, board: Board, config: LeaderboardConfig) -> None:
     shared, labels = _labels(board.groups)
     groups = board.groups[: config.top] if config.top else board.groups
-    console.print(_title(board), soft_wrap=not console.is_terminal)
+    _say(console, _title(board))
     if shared:
-        console.print(Text(f"all with {shared}", "dim"), soft_wrap=not console.is_terminal)
+        _say(console, Text(f"all with {shared}", "dim"))
     console.print(_table(groups, labels, config.by, console.width))
     if config.verified:  # a tutor wants to know whose they are
         for place, group in enumerate(groups, 1):
@@ -71,7 +76,7 @@ def _print_board(console: Console, board: Board, config: LeaderboardConfig) -> N
     doubled = [shown_path(record.directory) for group in board.groups for record in group.doubled]
     if doubled:
         text = f" not counted, as another run has the same recipe and seed: {', '.join(doubled)}"
-        console.print(Text(text, "yellow"), soft_wrap=not console.is_terminal)
+        _say(console, Text(text, "yellow"))
 
 
 def _title(board: Board) -> Text:
